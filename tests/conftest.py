@@ -1,0 +1,42 @@
+"""The regime every test runs under.
+
+* jaxtyping + beartype check every annotated signature of the package (in pytest only: users pay nothing for it).
+* 8 virtual CPU devices, so that sharding is exercised on any machine.
+* Silent rank promotion is an error, as are all warnings (see pyproject.toml).
+* Compilations are cached between runs, and `count_compilations` counts them.
+"""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network is a defect
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("vila_jax", "beartype.beartype")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax-tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> pathlib.Path:
+    """Folder of the vectors recorded from the reference implementations."""
+    return GOLDEN
+
+
+@pytest.fixture
+def count_compilations():
+    """Counts XLA compilations: `with count_compilations() as count: ...; assert count() == 1`."""
+    from tests.compilations import counter
+
+    return counter

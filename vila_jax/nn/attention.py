@@ -1,0 +1,136 @@
+"""One attention for every module, behind one dispatcher.
+
+Masks are never built by callers: they say `causal`, `lengths`, `offset` and `window`, which every fast kernel
+understands, where a dense `[T, S]` mask would push most kernels onto a slow path. `segments` packs several samples into
+one row:
+
+    segments  0 0 0 0 1 1 1 2 2      a prefix that all share (0), then two samples that do not see each other
+    segments  1 1 1 1 2 2 2 3 3      three unrelated samples
+"""
+
+import functools
+import warnings
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Implementation = Literal["xla", "cudnn"]
+
+_MASKED = -1e30  # not -inf: a row without any visible key must give numbers, not NaN
+
+
+def attention(  # noqa: PLR0913 - the vocabulary that all kernels share
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    *,
+    causal: bool = False,
+    lengths: Int[Array, " B"] | None = None,
+    offset: Int[Array, " B"] | None = None,
+    window: int | None = None,
+    segments: Int[Array, "B S"] | None = None,
+    implementation: Implementation | None = None,
+) -> Float[Array, "B T N H"]:
+    """Scaled dot-product attention with grouped key/value heads; softmax in float32.
+
+    Args:
+      causal: query `t` sees the keys up to its own index, `offset[b] + t`.
+      lengths: keys from `lengths[b]` on are padding.
+      offset: index of the first query among the keys (0 when absent; the cache length while decoding).
+      window: with `causal`, a query sees only the last `window` keys, itself included.
+      segments: with T = S, a query sees only keys of its own segment and of segment 0.
+      implementation: forces a kernel; by default the best one that this device and these shapes allow.
+
+    Returns:
+      One vector per query and head, in the dtype of `q`.
+    """
+    if implementation is None:
+        implementation = choose_implementation(q.dtype, q.shape[-1], jax.default_backend())
+    simple = offset is None and segments is None and (window is None or causal)
+    if implementation == "cudnn" and simple:
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            is_causal=causal,
+            key_value_seq_lengths=lengths,
+            query_seq_lengths=None if lengths is None else jnp.minimum(lengths, q.shape[1]),
+            local_window_size=None if window is None else (window - 1, 0),
+            implementation="cudnn",
+        )
+    return _xla_attention(q, k, v, causal=causal, lengths=lengths, offset=offset, window=window, segments=segments)
+
+
+def _xla_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    *,
+    causal: bool,
+    lengths: Int[Array, " B"] | None,
+    offset: Int[Array, " B"] | None,
+    window: int | None,
+    segments: Int[Array, "B S"] | None,
+) -> Float[Array, "B T N H"]:
+    batch, queries, heads, width = q.shape
+    groups = heads // k.shape[2]
+    q = q.reshape(batch, queries, k.shape[2], groups, width)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * width**-0.5
+    visible = _visible(
+        queries, k.shape[1], causal=causal, lengths=lengths, offset=offset, window=window, segments=segments
+    )
+    if visible is not None:
+        scores = jnp.where(visible, scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(batch, queries, heads, width)
+
+
+def _visible(
+    queries: int,
+    keys: int,
+    *,
+    causal: bool,
+    lengths: Int[Array, " B"] | None,
+    offset: Int[Array, " B"] | None,
+    window: int | None,
+    segments: Int[Array, "B S"] | None,
+) -> Array | None:
+    """Boolean `[B or 1, 1, 1, T, S]`, or None when every query sees every key."""
+    key = jnp.arange(keys)[None, None, None, None, :]
+    query = jnp.arange(queries)[None, None, None, :, None]
+    if offset is not None:
+        query = query + offset[:, None, None, None, None]
+    terms = []
+    if causal:
+        terms.append(key <= query)
+        if window is not None:
+            terms.append(key > query - window)
+    if lengths is not None:
+        terms.append(key < lengths[:, None, None, None, None])
+    if segments is not None:
+        own, other = segments[:, None, None, :, None], segments[:, None, None, None, :]
+        terms.append((own == other) | (other == 0))
+    return functools.reduce(jnp.logical_and, terms) if terms else None
+
+
+def choose_implementation(dtype: jnp.dtype, head_dim: int, platform: str) -> Implementation:
+    """cuDNN flash attention where the device, dtype and head width allow it, XLA elsewhere."""
+    fits = dtype in (jnp.float16, jnp.bfloat16) and head_dim % 8 == 0 and head_dim <= 128
+    return "cudnn" if platform == "gpu" and fits and cudnn_works() else "xla"
+
+
+@functools.cache
+def cudnn_works() -> bool:
+    """Runs cuDNN attention once on a tiny input; says once if it does not work here."""
+    x = jnp.ones((1, 128, 2, 64), jnp.bfloat16)
+    run = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+    try:
+        with jax.ensure_compile_time_eval():
+            jax.block_until_ready(jax.jit(run)(x, x, x))
+    except Exception as error:  # noqa: BLE001 - any failure of the probe means: not here
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(f"cuDNN attention does not work here, XLA attention is used: {reason}", stacklevel=2)
+        return False
+    return True

@@ -1,0 +1,133 @@
+"""Frozen descriptions of the networks, independent of any file format.
+
+`vila_jax.hf.config` builds these from a checkpoint's `config.json`; the modules of `vila_jax.nn` read nothing else.
+All are hashable, so that they can be static arguments of `jax.jit`.
+"""
+
+import dataclasses
+from typing import Literal
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """A vision transformer: CLIP (class token, pre-norm) or SigLIP (neither, but a patch bias).
+
+    `num_layers` is the number of blocks *in the checkpoint*; `VLMConfig.vision_depth` says how many are built.
+    """
+
+    kind: Literal["clip", "siglip"]
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    image_size: int
+    patch_size: int
+    hidden_act: Activation
+    norm_eps: float
+
+    @property
+    def has_class_token(self) -> bool:
+        return self.kind == "clip"
+
+    @property
+    def side(self) -> int:
+        """Patches along one edge of a tile."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.side**2
+
+    @property
+    def num_positions(self) -> int:
+        return self.num_patches + self.has_class_token
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectorConfig:
+    """`num_layers` linear layers with an activation between two of them: `linear` is 1, `mlp2x_gelu` is 2."""
+
+    num_layers: int
+    in_features: int
+    out_features: int
+    hidden_act: Activation = "gelu"
+    bias: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding; `scaling` names the rule that `factor` and the other fields belong to.
+
+    See `vila_jax.nn.rope` for what each rule does. `original_max_position` is the context of the unscaled model.
+    """
+
+    theta: float = 10_000.0
+    scaling: Literal["default", "linear", "llama3", "dynamic", "yarn"] = "default"
+    factor: float = 1.0
+    original_max_position: int = 0
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    attention_factor: float = 1.0  # yarn: multiplies cos and sin
+    truncate: bool = True  # yarn: round the correction range outwards
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """A causal transformer with grouped-query attention and a gated MLP (Llama, Mistral, Qwen2)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    max_position: int
+    rope: RopeConfig = RopeConfig()
+    hidden_act: Activation = "silu"
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    tie_embeddings: bool = False
+    sliding_windows: tuple[int | None, ...] = ()
+    """One entry a layer, `None` for full attention; empty means that every layer is full."""
+
+    def sliding_window(self, layer: int) -> int | None:
+        return self.sliding_windows[layer] if self.sliding_windows else None
+
+
+@dataclasses.dataclass(frozen=True)
+class VLMConfig:
+    """A vision-language model: tower, projector, decoder, and how features become tokens.
+
+    Attributes:
+      feature_layers: hidden states that feed the projector, as indices 0..num_layers where 0 is the embedding and
+        `i` the output of block `i - 1`; several are concatenated along the width, in this order.
+      keep_class_token: whether the class token stays among the visual tokens (strategy `full` / `cls_patch`).
+      has_newline: whether there is a learned `image_newline` embedding (LLaVA-NeXT).
+    """
+
+    vision: VisionConfig
+    projector: ProjectorConfig
+    decoder: DecoderConfig
+    feature_layers: tuple[int, ...]
+    keep_class_token: bool = False
+    has_newline: bool = False
+
+    @property
+    def vision_depth(self) -> int:
+        """Blocks of the tower that have to run: those after the last feature layer are not even built."""
+        return max(self.feature_layers)
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return self.vision.num_patches + (self.keep_class_token and self.vision.has_class_token)

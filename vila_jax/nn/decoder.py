@@ -1,0 +1,159 @@
+"""The language model: Llama, Mistral and Qwen2 are one network with different constants.
+
+Layers are unrolled with one weight array each: at batch 1 a scan over stacked weights copies every slice at every step.
+
+The cache is one key and one value array per layer, `[B, S, K, H]`, of static length. Row `b` uses the first `length[b]`
+entries; prompts are padded on the right, so that entry `s` of the cache is always token `s` of its row:
+
+    prefill   |p p p p p . . . . .|   writes entries 0..T-1, `.` is garbage that no query can see
+    decode    |p p p g g g . . . .|   writes entry length[b], which overwrites the padding of shorter prompts
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from vila_jax.nn.attention import attention
+from vila_jax.nn.config import DecoderConfig
+from vila_jax.nn.layers import ACTIVATIONS, Linear, RMSNorm
+from vila_jax.nn.params import normal, weight
+from vila_jax.nn.rope import apply_rope, rotary_angles
+
+LayerCache = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]
+Cache = tuple[LayerCache, ...]
+
+
+def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:
+    """A cache of static `length` for `batch` rows."""
+    shape = (batch, length, config.num_kv_heads, config.head_dim)
+    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
+
+
+class CausalAttention(nnx.Module):
+    """Grouped-query attention with rotary positions, with or without a cache."""
+
+    def __init__(self, config: DecoderConfig, window: int | None, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.head_dim, self.window = config.head_dim, window
+        width, head_dim = config.hidden_size, config.head_dim
+        q, kv = config.num_heads * head_dim, config.num_kv_heads * head_dim
+        bias = config.qkv_bias
+        self.q = Linear(width, q, ("heads", "embed"), bias=bias, rngs=rngs, dtype=dtype)
+        self.k = Linear(width, kv, ("kv_heads", "embed"), bias=bias, rngs=rngs, dtype=dtype)
+        self.v = Linear(width, kv, ("kv_heads", "embed"), bias=bias, rngs=rngs, dtype=dtype)
+        self.out = Linear(q, width, ("embed", "heads"), bias=config.out_bias, rngs=rngs, dtype=dtype)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        rotation: tuple[Float[Array, "B T half"], Float[Array, "B T half"]],
+        cache: LayerCache | None,
+        offset: Int[Array, " B"] | None,
+        segments: Int[Array, "B T"] | None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        batch, queries = x.shape[:2]
+        q, k, v = (project(x).reshape(batch, queries, -1, self.head_dim) for project in (self.q, self.k, self.v))
+        q, k = apply_rope(q, *rotation), apply_rope(k, *rotation)
+        if cache is not None:
+            cache = (_write(cache[0], k, offset), _write(cache[1], v, offset))
+        if cache is not None and offset is not None:
+            k, v = cache
+        out = attention(q, k, v, causal=True, offset=offset, window=self.window, segments=segments)
+        return self.out(out.reshape(batch, queries, -1)), cache
+
+
+def _write(
+    cache: Float[Array, "B S K H"], new: Float[Array, "B T K H"], offset: Int[Array, " B"] | None
+) -> Float[Array, "B S K H"]:
+    """Writes `new` at `offset` of each row (at the start when there is none)."""
+    if offset is None:
+        return jax.lax.dynamic_update_slice(cache, new.astype(cache.dtype), (0, 0, 0, 0))
+    rows = jnp.arange(new.shape[0])[:, None]
+    entries = offset[:, None] + jnp.arange(new.shape[1])[None, :]
+    return cache.at[rows, entries].set(new.astype(cache.dtype), mode="drop")
+
+
+class GatedMLP(nnx.Module):
+    """`down(act(gate(x)) * up(x))`."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        width, hidden, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.act = ACTIVATIONS[config.hidden_act]
+        self.gate = Linear(width, hidden, ("mlp", "embed"), bias=bias, rngs=rngs, dtype=dtype)
+        self.up = Linear(width, hidden, ("mlp", "embed"), bias=bias, rngs=rngs, dtype=dtype)
+        self.down = Linear(hidden, width, ("embed", "mlp"), bias=bias, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down(self.act(self.gate(x)) * self.up(x))
+
+
+class DecoderBlock(nnx.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, config: DecoderConfig, layer: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.norm1 = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs, dtype=dtype)
+        self.attn = CausalAttention(config, config.sliding_window(layer), rngs=rngs, dtype=dtype)
+        self.norm2 = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs, dtype=dtype)
+        self.mlp = GatedMLP(config, rngs=rngs, dtype=dtype)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        rotation: tuple[Float[Array, "B T half"], Float[Array, "B T half"]],
+        cache: LayerCache | None,
+        offset: Int[Array, " B"] | None,
+        segments: Int[Array, "B T"] | None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        attended, cache = self.attn(self.norm1(x), rotation, cache, offset, segments)
+        x = x + attended
+        return x + self.mlp(self.norm2(x)), cache
+
+
+class Decoder(nnx.Module):
+    """Token embeddings, blocks, final norm and the language-model head."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.rope, self.head_dim = config.rope, config.head_dim
+        table = (config.vocab_size, config.hidden_size)
+        self.embedding = weight(table, ("vocab", "embed"), normal(0.02), rngs=rngs, dtype=dtype)
+        self.layers = nnx.List([DecoderBlock(config, i, rngs=rngs, dtype=dtype) for i in range(config.num_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs, dtype=dtype)
+        self.head = (
+            None if config.tie_embeddings else weight(table, ("vocab", "embed"), normal(0.02), rngs=rngs, dtype=dtype)
+        )
+
+    def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.embedding[...][token_ids]
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        cache: Cache | None = None,
+        offset: Int[Array, " B"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Runs the blocks and the final norm.
+
+        Args:
+          positions: rotary position of every token.
+          cache: filled and returned when given.
+          offset: with a cache, index of the first token of each row in it; absent at prefill, which starts at 0.
+          segments: without a cache, samples packed into one row; see `vila_jax.nn.attention`.
+
+        Returns:
+          Hidden states ready for `logits`, and the cache.
+        """
+        rotation = rotary_angles(self.rope, self.head_dim, positions)
+        written = []
+        for i, block in enumerate(self.layers):
+            with jax.named_scope(f"decoder_layer_{i}"):
+                x, layer_cache = block(x, rotation, None if cache is None else cache[i], offset, segments)
+            written.append(layer_cache)
+        return self.norm(x), None if cache is None else tuple(written)
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
+        """Scores of every vocabulary entry, float32."""
+        table = self.embedding if self.head is None else self.head
+        return jnp.einsum("...D,CD->...C", hidden, table[...], preferred_element_type=jnp.float32)

@@ -1,0 +1,79 @@
+"""Linear layers, norms and activations shared by the tower, the projector and the decoder."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vila_jax.nn.config import Activation
+from vila_jax.nn.params import Axes, fan_in, ones, weight, zeros
+
+
+def _quick_gelu(x: jax.Array) -> jax.Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": _quick_gelu,
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
+
+
+def along_last(vector: jax.Array, ndim: int) -> jax.Array:
+    """A vector with leading axes of size one, so that it broadcasts against `ndim` axes without silent promotion."""
+    return vector.reshape((1,) * (ndim - 1) + vector.shape)
+
+
+class Linear(nnx.Module):
+    """`y = x W^T + b`.
+
+    The weight stays `[out, in]` as in the published checkpoints, so that reading and writing them are renames; XLA
+    contracts either layout equally fast.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, axes: Axes, *, bias: bool, rngs: nnx.Rngs, dtype: DTypeLike
+    ):
+        shape = (out_features, in_features)
+        self.weight = weight(shape, axes, fan_in(shape), rngs=rngs, dtype=dtype)
+        self.bias = weight((out_features,), axes[:1], zeros, rngs=rngs, dtype=dtype) if bias else None
+
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        return y if self.bias is None else y + along_last(self.bias[...], y.ndim)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm with scale and bias, computed in float32."""
+
+    def __init__(self, features: int, eps: float, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.eps = eps
+        self.weight = weight((features,), ("norm",), ones, rngs=rngs, dtype=dtype)
+        self.bias = weight((features,), ("norm",), zeros, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, -1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
+        scale, bias = (along_last(p[...].astype(jnp.float32), y.ndim) for p in (self.weight, self.bias))
+        return (y * scale + bias).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm with scale, computed in float32."""
+
+    def __init__(self, features: int, eps: float, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.eps = eps
+        self.weight = weight((features,), ("norm",), ones, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
+        return (y * along_last(self.weight[...].astype(jnp.float32), y.ndim)).astype(x.dtype)

@@ -1,0 +1,56 @@
+"""The one way in which a weight is declared: shape, logical axes, initialiser and dtype, side by side.
+
+Everything else that must know a weight (abstract tree, sharding, coverage of the key tables, parameter counts) reads it
+from the module tree; see `abstract` and `logical_axes`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+Axes = tuple[str | None, ...]
+"""One logical name per axis of a weight; `vila_jax.dist.rules` maps them to mesh axes."""
+
+Initializer = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]
+
+zeros: Initializer = jax.nn.initializers.zeros
+ones: Initializer = jax.nn.initializers.ones
+
+
+def normal(stddev: float) -> Initializer:
+    return jax.nn.initializers.normal(stddev)
+
+
+def fan_in(shape: tuple[int, ...]) -> Initializer:
+    """LeCun normal for a kernel whose first axis is the output."""
+    size = 1
+    for n in shape[1:]:
+        size *= n
+    return jax.nn.initializers.truncated_normal(size**-0.5)
+
+
+def weight(
+    shape: tuple[int, ...], axes: Axes, init: Initializer, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+) -> nnx.Param:
+    """Declares a weight. `axes` names each axis of `shape`."""
+    if len(shape) != len(axes):
+        raise ValueError(f"{len(shape)} axes of shape {shape}, but {len(axes)} names {axes}")
+    return nnx.Param(init(rngs.params(), shape, dtype), logical_axes=axes)
+
+
+def abstract(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure and `jax.ShapeDtypeStruct` leaves of a module, without allocating anything."""
+    return nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+
+
+def logical_axes(state: nnx.State) -> dict[str, Axes]:
+    """Dotted path of every weight -> the logical names of its axes."""
+    return {dotted(path): leaf.get_metadata()["logical_axes"] for path, leaf in nnx.to_flat_state(state)}
+
+
+def dotted(path: tuple[object, ...]) -> str:
+    """`("decoder", "layers", 3, "attn")` -> `decoder.layers.3.attn`, the name that the key tables use."""
+    return ".".join(str(part) for part in path)
