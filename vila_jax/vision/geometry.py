@@ -67,10 +67,10 @@ class TileGeometry:
         if self.grid is None:
             return np.zeros((0, 0), np.int32)
         (rows, columns), side = self.grid, self.side
-        index = np.arange(rows * columns * side * side, dtype=np.int32) + side * side
-        index = index.reshape(rows, columns, side, side).transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
+        tiles = np.arange(rows * columns * side * side, dtype=np.int32) + side * side
+        cells = tiles.reshape(rows, columns, side, side).transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
         top, bottom, left, right = self.picture_box()
-        return index[top:bottom, left:right]
+        return cells[top:bottom, left:right]
 
     def overview(self) -> Int[np.ndarray, " patches"]:
         """Flat patch index of every patch of tile 0, the whole picture in raster order."""

@@ -1,0 +1,72 @@
+"""How many tokens a budget keeps."""
+
+import pytest
+
+from vila_jax.budgets import Budget, capacity, total_tokens
+from vila_jax.errors import BudgetError
+from vila_jax.vision.geometry import TileGeometry
+
+SINGLE = TileGeometry(24, (336, 336))
+SQUARE = TileGeometry(24, (672, 672), (2, 2))
+PADDED = TileGeometry(24, (480, 640), (2, 2))  # 6 rows of 48 cut off above and below
+THIN = TileGeometry(24, (1, 1000), (1, 3))  # the picture is thinner than a patch: the tiles hold only padding
+
+
+@pytest.mark.parametrize(
+    ("spec", "geometry", "total"),
+    [
+        ("hired:0.2", SINGLE, 115),
+        ("hired:0.2", SQUARE, 576),
+        ("hired:0.2", PADDED, 576),
+        ("hired:1", PADDED, 576 + 36 * 48),
+        ("hired:0.9", PADDED, 576 + 36 * 48),
+        ("random:0.9", PADDED, 576 + 36 * 48),
+        ("hired:0.9,variant=code", PADDED, 2592),
+        ("hired:1,variant=code", PADDED, 2880),
+        ("hired:0.5", THIN, 576),
+        (
+            "hired:0.29",
+            TileGeometry(10, (140, 140)),
+            28,
+        ),  # 100 * 0.29 is 28.999999999999996: truncated in double precision
+        ("hired:0.0001", SINGLE, 1),
+        ("hired:115", SQUARE, 115),
+        ("hired:2304", PADDED, 2304),
+    ],
+)
+def test_total(spec, geometry, total):
+    assert total_tokens(Budget.parse(spec), geometry) == total
+
+
+@pytest.mark.parametrize(
+    ("spec", "geometry", "available"),
+    [("hired:577", SINGLE, 576), ("hired:2305", PADDED, 2304), ("random:2305", PADDED, 2304), ("hired:577", THIN, 576)],
+)
+def test_more_than_there_are(spec, geometry, available):
+    with pytest.raises(BudgetError, match=f"has only {available}"):
+        total_tokens(Budget.parse(spec), geometry)
+
+
+def test_code_counts_padding_as_available():
+    assert total_tokens(Budget.parse("hired:2880,variant=code"), PADDED) == 2880
+    with pytest.raises(BudgetError, match="has only 2880"):
+        total_tokens(Budget.parse("hired:2881,variant=code"), PADDED)
+
+
+def test_capacity():
+    assert capacity(Budget.parse("hired:0.2"), 5, 576) == 576
+    assert capacity(Budget.parse("hired:115"), 5, 576) == 115
+    assert capacity(Budget.parse("hired:0.001"), 1, 100) == 1
+    assert capacity(Budget.parse("hired:1"), 5, 576) == 2880
+    with pytest.raises(BudgetError, match="3000 visual tokens, but 5 tile.s. has only 2880"):
+        capacity(Budget.parse("hired:3000"), 5, 576)
+
+
+@pytest.mark.parametrize("spec", ["hired:0.1", "hired:0.29", "hired:1", "hired:0.7,variant=code", "hired:40"])
+@pytest.mark.parametrize("max_tiles", [1, 3, 4, 5])
+def test_capacity_holds_every_picture(spec, max_tiles):
+    budget = Budget.parse(spec)
+    grids = [None, (1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2)]
+    geometries = [TileGeometry(10, (90, 70), grid) for grid in grids]
+    totals = [total_tokens(budget, g) for g in geometries if g.num_tiles <= max_tiles]
+    assert max(totals) <= capacity(budget, max_tiles, 100)

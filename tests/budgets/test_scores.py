@@ -1,0 +1,28 @@
+"""The class token's attention row, recomputed."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from vila_jax.budgets.scores import cls_attention, cls_scores
+
+
+def test_golden(golden):
+    data = np.load(golden / "budgets" / "hired_attn_from_qk.npz")
+    heads = int(data["num_heads"])
+    q, k = data["q_proj_out"], data["k_proj_out"]
+    q = jnp.asarray(q[:, 0].reshape(q.shape[0], heads, -1))
+    k = jnp.asarray(k.reshape(*k.shape[:2], heads, -1))
+    np.testing.assert_allclose(cls_attention(q, k), data["cls_attn"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(cls_scores(q, k), data["cls_attn_headsum"], rtol=1e-5, atol=1e-7)
+
+
+def test_computed_in_float32():
+    rng = np.random.default_rng(0)
+    q, k = rng.standard_normal((2, 3, 8)), rng.standard_normal((2, 17, 3, 8))
+    q, k = jnp.asarray(q, jnp.bfloat16), jnp.asarray(k, jnp.bfloat16)
+    exact_q, exact_k = np.asarray(q, np.float64), np.asarray(k, np.float64)
+    logits = np.einsum("rnh,rsnh->rns", exact_q, exact_k) / np.sqrt(8)
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    attention = cls_attention(q, k)
+    assert attention.dtype == jnp.float32
+    np.testing.assert_allclose(attention, expected, rtol=1e-5)

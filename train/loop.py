@@ -1,0 +1,102 @@
+"""The training loop: stages one after another, checkpointed, resumable at any step."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+from flax import nnx
+from rich.console import Console
+
+from train.config import Run, Stage
+from train.heads import LabelHeads
+from train.optim import optimizer
+from train.scene_batches import SceneFormat, batches
+from train.step import Trainee, make_step
+from train.tokenizer import build_tokenizer
+from vila_jax.nn.vlm import VLM
+from vila_jax.scenes import NUM_COLORS, NUM_CONTENTS
+from vila_jax.vision.preprocess import PreprocessConfig, Preprocessor
+
+console = Console(stderr=True)
+
+Params = dict[str, Any]
+"""Weights as a plain nested dict: what is checkpointed, differentiated and merged into modules."""
+
+
+@dataclasses.dataclass
+class Trainer:
+    """Runs the stages of a `Run` in `folder`; each stage has its own checkpoints and starts from the one before."""
+
+    run: Run
+    folder: Path
+
+    def __post_init__(self):
+        self.form = scene_format(self.run)
+
+    def train(self) -> Params:
+        """Trains whatever is not finished yet and returns the final parameters."""
+        graphdef, state = nnx.split(new_trainee(self.run))
+        params = nnx.to_pure_dict(state)
+        for stage in self.run.stages:
+            params = self._stage(stage, graphdef, params)
+        return params
+
+    def _stage(self, stage: Stage, graphdef: nnx.GraphDef, params: Params) -> Params:
+        update = optimizer(stage)
+        state = {"params": params, "opt": update.init(params)}
+        with ocp.training.Checkpointer(
+            (self.folder / "checkpoints" / stage.name).absolute(),
+            preservation_policy=ocp.training.preservation_policies.LatestN(2),
+        ) as checkpointer:
+            latest = checkpointer.latest
+            done = latest.step if latest else 0
+            if latest:
+                state = checkpointer.load(latest, jax.eval_shape(lambda: state))
+                console.print(f"[{stage.name}] resumed at step {done}")
+            state = self._steps(stage, make_step(graphdef, stage, update), state, done, checkpointer)
+        return state["params"]
+
+    def _steps(self, stage: Stage, step_fn: Any, state: Any, done: int, checkpointer: Any) -> Any:
+        params, opt, started = state["params"], state["opt"], time.perf_counter()
+        for step, batch in enumerate(batches(stage, self.form, self.run.seed, start=done), start=done + 1):
+            params, opt, metrics = step_fn(params, opt, batch)
+            if step % self.run.log_every == 0 or step == stage.steps:
+                self._log(stage, step, metrics, (time.perf_counter() - started) / (step - done))
+            if step % self.run.save_every == 0 or step == stage.steps:
+                checkpointer.save(step, {"params": params, "opt": opt})
+        return {"params": params, "opt": opt}
+
+    def _log(self, stage: Stage, step: int, metrics: dict[str, jax.Array], seconds: float) -> None:
+        values = {name: round(float(np.asarray(value)), 5) for name, value in metrics.items()}
+        row = {"stage": stage.name, "step": step, "seconds_per_step": round(seconds, 4), **values}
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        console.print(f"[{stage.name}] {step}/{stage.steps}  {text}  {seconds:.2f} s/step")
+
+
+
+def scene_format(run: Run) -> SceneFormat:
+    """How the scenes of a run become arrays."""
+    config = PreprocessConfig.from_hf(run.preprocessor, model_type=run.model["model_type"])
+    return SceneFormat(Preprocessor(config, run.model["vision_config"]["patch_size"]), build_tokenizer())
+
+
+def new_trainee(run: Run) -> Trainee:
+    """A freshly initialised model with its label heads."""
+    config = nano_config()
+    rngs = nnx.Rngs(run.seed)
+    heads = LabelHeads(config.vision.hidden_size, NUM_COLORS * NUM_CONTENTS, rngs=rngs)
+    return Trainee(VLM(config, rngs=rngs), heads)
+
+
+def nano_config():
+    from vila_jax.nn.config import DecoderConfig, ProjectorConfig, VisionConfig, VLMConfig
+    v = VisionConfig("clip", 128, 512, 5, 4, 48, 8, "quick_gelu", 1e-5)
+    d = DecoderConfig(build_tokenizer().get_vocab_size(), 192, 512, 4, 6, 2, 32, 1e-5, 1024)
+    return VLMConfig(v, ProjectorConfig(2, 128, 192), d, (4,), has_newline=True)

@@ -1,0 +1,89 @@
+"""The calls that an engine makes, in this order, for any method."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vila_jax.budgets import registry
+from vila_jax.budgets.count import total_tokens
+from vila_jax.budgets.method import Plan
+from vila_jax.budgets.select import Selection, compact
+from vila_jax.budgets.spec import Budget
+from vila_jax.errors import BudgetError
+from vila_jax.nn.config import VisionConfig
+from vila_jax.vision.geometry import TileGeometry
+
+
+def required_intermediates(budget: Budget, vision: VisionConfig, depth: int) -> dict[str, str]:
+    """The tower intermediates that the budget reads, as `{role: name}`, e.g. `{"score": "cls_attention/22"}`.
+
+    Args:
+      budget: the budget.
+      vision: the vision tower.
+      depth: number of blocks of the tower that are built; the last one feeds the projector.
+
+    Raises:
+      BudgetError: the tower has no class token and the method needs one, or a block does not exist.
+    """
+    if budget.rule.needs_class_token and not vision.has_class_token:
+        allowed = [name for name, method in registry.METHODS.items() if not method.needs_class_token]
+        raise BudgetError(
+            f"{budget.method!r} reads the attention of the class token, and a {vision.kind} vision tower has none",
+            where=f"budget {str(budget)!r}",
+            fix=f"Allowed for this tower: {', '.join(allowed)}.",
+        )
+    return budget.rule.intermediates(vision, depth)
+
+
+def make_plan(budget: Budget, geometry: TileGeometry, max_tiles: int, salt: int = 0) -> Plan:
+    """The plan of one picture, padded to `max_tiles` tiles. Runs on the host.
+
+    Args:
+      budget: the budget.
+      geometry: the tiles of the picture, at most `max_tiles`.
+      max_tiles: the tile bucket `P`, which alone sets the shapes of the plan.
+      salt: any number that names the picture (a checksum, say): methods that draw at random mix it in, so that their
+        choice depends neither on the batch nor on the place in it.
+
+    Raises:
+      BudgetError: more tokens are asked for than the picture has.
+    """
+    if geometry.num_tiles > max_tiles:
+        raise ValueError(f"a picture of {geometry.num_tiles} tiles does not fit in a bucket of {max_tiles}")
+    rule, total = budget.rule, total_tokens(budget, geometry)
+    candidates = np.zeros((max_tiles, geometry.patches_per_tile), bool)
+    candidates[: geometry.num_tiles] = rule.candidates(geometry)
+    order = np.full(candidates.size, -1, np.int32)
+    tokens = rule.order(geometry)
+    order[: len(tokens)] = tokens
+    return Plan(candidates, order, np.asarray(total, np.int32), rule.extra(geometry, total, max_tiles, salt))
+
+
+def stack_plans(plans: Sequence[Plan], num_images: int | None = None) -> Plan:
+    """One plan with a leading axis `I`; up to `num_images`, pictures that keep nothing are added."""
+    missing = 0 if num_images is None else num_images - len(plans)
+    nothing = jax.tree.map(np.zeros_like, plans[0])
+    nothing = nothing._replace(order=np.full_like(plans[0].order, -1))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *plans, *[nothing] * missing)
+
+
+def select_tokens(
+    budget: Budget, inputs: Mapping[str, Float[Array, "I P N *width"]], plan: Plan, slots: int
+) -> Selection:
+    """The patches that become tokens. Pure and jit-able, with `budget` and `slots` static.
+
+    Args:
+      budget: the budget.
+      inputs: `{role: values}` for the roles of `required_intermediates`, tiles grouped by image.
+      plan: stacked plans of the images.
+      slots: `K`, from `capacity`.
+
+    Returns:
+      `indices [I, K]`, flat patch indices in token order, -1 in unused slots, and `valid [I, K]`.
+    """
+    plan = jax.tree.map(jnp.asarray, plan)
+    with jax.named_scope("select_tokens"):
+        return compact(budget.rule.keep(inputs, plan), plan.order, slots)

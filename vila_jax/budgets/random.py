@@ -1,0 +1,43 @@
+"""Random tokens: the baseline that a method has to beat."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from vila_jax.budgets.method import Method, Plan
+from vila_jax.errors import BudgetError
+from vila_jax.vision.geometry import TileGeometry
+
+
+@dataclasses.dataclass(frozen=True)
+class Random(Method):
+    """Every real patch of a picture is as likely as any other to be kept.
+
+    The draw needs no pixel, hence happens on the host; it depends on the seed, the picture's salt and the geometry, but
+    not on the batch.
+
+    Options:
+      seed: pictures of the same salt and geometry keep the same tokens under the same seed; not negative.
+    """
+
+    name: ClassVar[str] = "random"
+
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise BudgetError(f"seed is {self.seed}, but must not be negative", where="budget method 'random'")
+
+    def extra(self, geometry: TileGeometry, total: int, max_tiles: int, salt: int) -> dict[str, np.ndarray]:
+        keep = np.zeros((max_tiles, geometry.patches_per_tile), bool)
+        draw = np.random.default_rng((self.seed, salt)).permutation(geometry.order())[:total]
+        keep.reshape(-1)[draw] = True
+        return {"keep": keep}
+
+    def keep(self, inputs: Mapping[str, Float[Array, "I P N *width"]], plan: Plan) -> Bool[Array, "I P N"]:
+        del inputs
+        return jnp.asarray(plan.extra["keep"])

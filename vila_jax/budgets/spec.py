@@ -1,0 +1,181 @@
+"""What the user asks for: a method, how much to keep, and the method's options.
+
+    hired:0.2                          a fifth of all patches of the picture's tiles
+    hired:20%                          the same
+    hired:115                          exactly 115 tokens
+    hired:0.2,alpha=0.3,variant=code   options follow, separated by commas
+    hired:1                            everything (so does 1.0 and 100%)
+
+KEEP is a fraction when it holds a `.` or a `%`, or is 1; otherwise it is a number of tokens.
+"""
+
+import dataclasses
+import math
+import re
+import typing
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+
+import numpy as np
+
+from vila_jax.budgets import registry
+from vila_jax.budgets.method import Method
+from vila_jax.errors import BudgetError
+
+OptionValue = bool | int | float | str
+
+_SHAPE = "NAME:KEEP[,OPTION=VALUE…], for example hired:0.2 or hired:115,alpha=0.3"
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)%?")
+_COMBINE = re.compile(r"\+(?=[A-Za-z])")  # so that a method's name may end in a plus
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """A visual-token budget: hashable, hence a static argument of `jax.jit`.
+
+    Attributes:
+      method: name of a method of the registry.
+      keep: a fraction in (0, 1] as a float, or a number of tokens >= 2 as an int.
+      options: the options that were given, as (name, value); values may be passed as text.
+
+    Raises:
+      BudgetError: unknown method or option, a value of the wrong type or out of range.
+    """
+
+    method: str
+    keep: float | int
+    options: tuple[tuple[str, OptionValue], ...] = ()
+
+    def __post_init__(self):
+        method = registry.get(self.method)
+        object.__setattr__(self, "keep", _check_keep(self.keep))
+        object.__setattr__(self, "options", _read_options(method, self.options))
+        _ = self.rule  # the method checks the values of its options when it is built
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """Reads a spec such as `hired:0.2,alpha=0.3`; `str(budget)` writes it.
+
+        Raises:
+          BudgetError: the text is malformed, or any of the reasons for which a `Budget` is refused.
+        """
+        parts = _COMBINE.split(text.strip())
+        if len(parts) > 1:
+            _refuse_combination([part.partition(":")[0].strip() for part in parts], text)
+        name, colon, rest = (piece.strip() for piece in parts[0].partition(":"))
+        keep, *pairs = (piece.strip() for piece in rest.split(","))
+        if not name or not colon or not keep:
+            raise BudgetError("malformed budget", where=f"budget {text!r}", fix=f"Write {_SHAPE}.")
+        registry.get(name)  # a wrong name is said before a wrong number
+        return cls(name, _read_keep(keep), tuple(_split_pair(pair, text) for pair in pairs))
+
+    def __str__(self) -> str:
+        # Positional: "1e-05" would hold no point, and so be no fraction.
+        keep = str(self.keep) if isinstance(self.keep, int) else np.format_float_positional(self.keep, trim="0")
+        return f"{self.method}:{keep}" + "".join(f",{name}={_as_text(value)}" for name, value in self.options)
+
+    @property
+    def rule(self) -> Method:
+        """The method with its options."""
+        return registry.get(self.method)(**dict(self.options))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this is no budget at all: the model runs as it would without one, newline tokens included."""
+        return self.keep == 1.0 and self.rule.full_is_unbudgeted
+
+
+def _refuse_combination(names: list[str], text: str) -> typing.NoReturn:
+    for name in names:
+        registry.get(name)
+    raise BudgetError(
+        f"combining is not available for {' and '.join(names)}", where=f"budget {text!r}", fix="Give one method."
+    )
+
+
+def _split_pair(pair: str, text: str) -> tuple[str, str]:
+    name, equals, value = (piece.strip() for piece in pair.partition("="))
+    if not name or not equals or not value:
+        raise BudgetError(f"malformed option {pair!r}", where=f"budget {text!r}", fix=f"Write {_SHAPE}.")
+    return name, value
+
+
+def _read_keep(text: str) -> float | int:
+    if not _NUMBER.fullmatch(text) or len(text) > 30:
+        raise BudgetError(
+            f"KEEP is {text!r}, which is not a number",
+            fix="Give a fraction such as 0.2 or 20%, or a number of tokens such as 115.",
+        )
+    if text.endswith("%"):
+        return float(Decimal(text[:-1]) / 100)  # decimal, so that 33.3% is the double nearest to 0.333
+    return float(text) if "." in text else int(text)
+
+
+def _check_keep(keep: float | int) -> float | int:
+    """The same number, with 1 as a fraction."""
+    if keep == 1 and not isinstance(keep, bool):
+        return 1.0
+    if isinstance(keep, bool) or not keep > 0:  # NaN is not either
+        raise BudgetError(
+            f"KEEP is {keep}; a budget keeps at least something",
+            fix="Give a fraction in (0, 1], or a number of tokens such as 115.",
+        )
+    if isinstance(keep, float) and keep > 1:
+        raise BudgetError(
+            f"KEEP is the fraction {keep}, which is above 1",
+            fix="Give a fraction in (0, 1], or a number of tokens without a decimal point.",
+        )
+    return keep
+
+
+def _read_options(
+    method: type[Method], given: Iterable[tuple[str, OptionValue]]
+) -> tuple[tuple[str, OptionValue], ...]:
+    """The options given, converted to the types of the method's fields and in the order of these."""
+    kinds = typing.get_type_hints(method)
+    names = [field.name for field in dataclasses.fields(method)]  # type: ignore[arg-type]
+    values: dict[str, OptionValue] = {}
+    for name, value in given:
+        if name not in names:
+            fix = f"{registry.suggest(name, names)}."
+            raise BudgetError(f"unknown option {name!r} of budget method {method.name!r}", fix=fix)
+        if name in values:
+            raise BudgetError(f"option {name!r} of budget method {method.name!r} is given twice", fix="Give it once.")
+        values[name] = _read_value(_as_text(value), kinds[name], f"option {name} of budget method {method.name!r}")
+    return tuple((name, values[name]) for name in names if name in values)
+
+
+def _read_value(text: str, kind: object, where: str) -> OptionValue:
+    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    if choices:
+        if text in choices:
+            return text
+        raise BudgetError(f"{text!r} is none of its values", where=where, fix=f"{registry.suggest(text, choices)}.")
+    expected, read = _READERS[kind]
+    try:
+        return read(text)
+    except ValueError:
+        raise BudgetError(f"expected {expected}, got {text!r}", where=where) from None
+
+
+def _read_bool(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError
+    return text == "true"
+
+
+def _read_float(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError
+    return value
+
+
+_READERS: dict[object, tuple[str, Callable[[str], OptionValue]]] = {
+    bool: ("true or false", _read_bool),
+    int: ("a whole number", int),
+    float: ("a finite number", _read_float),
+}
+
+
+def _as_text(value: OptionValue) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
