@@ -58,7 +58,7 @@ def test_capacity():
     assert capacity(Budget.parse("hired:115"), 5, 576) == 115
     assert capacity(Budget.parse("hired:0.001"), 1, 100) == 1
     assert capacity(Budget.parse("hired:1"), 5, 576) == 2880
-    with pytest.raises(BudgetError, match="3000 visual tokens, but 5 tile.s. has only 2880"):
+    with pytest.raises(BudgetError, match=r"3000 visual tokens, but 5 tile\(s\) has only 2880"):
         capacity(Budget.parse("hired:3000"), 5, 576)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def run(budget, geometry, first, last, max_tiles=5):
         block[0, : len(values)] = values
         padded[role] = jnp.asarray(block)
     plan = stack_plans([make_plan(budget, geometry, max_tiles)])
-    mask = budget.rule.keep(padded, plan._replace(extra={k: jnp.asarray(v) for k, v in plan.extra.items()}))
+    mask = budget.rule.keep(padded, jax.tree.map(jnp.asarray, plan))
     indices, valid = select_tokens(budget, padded, plan, capacity(budget, max_tiles, N))
     return np.asarray(mask)[0], np.asarray(indices)[0][np.asarray(valid)[0]]
 

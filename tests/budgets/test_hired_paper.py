@@ -60,7 +60,7 @@ def test_equation_2():
     for tile in range(TILES):
         real = np.flatnonzero(geometry.real()[tile])
         mine = tokens[tokens // N == tile] - tile * N
-        best = sorted(real, key=lambda patch: -score[0, tile, patch])[: len(mine)]  # noqa: B023
+        best = sorted(real, key=lambda patch: -score[0, tile, patch])[: len(mine)]
         assert sorted(mine.tolist()) == sorted(int(b) for b in best)
 
 

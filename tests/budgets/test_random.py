@@ -1,6 +1,5 @@
 """The random baseline."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from vila_jax.budgets import Budget, make_plan, select_tokens, stack_plans, total_tokens
@@ -30,11 +29,10 @@ def test_seed_and_salt_decide():
 
 
 def test_uniform_over_real_patches():
-    """600 draws of a quarter: every real patch is kept about 150 times (6 standard deviations are 64), padding never."""
-    times = np.zeros(5 * 64, int)
+    """Over 600 draws every real patch is kept about equally often (within 6 standard deviations), padding never."""
     plans = stack_plans([make_plan(Budget.parse("random:80"), PADDED, 5, salt) for salt in range(600)])
-    times = jnp.asarray(plans.extra["keep"]).sum(0).reshape(-1)
+    times = plans.extra["keep"].sum(0).reshape(-1)
     real = PADDED.real().reshape(-1)
     expected = 600 * 80 / real.sum()
-    assert (np.asarray(times)[~real] == 0).all()
-    assert np.abs(np.asarray(times)[real] - expected).max() < 6 * np.sqrt(expected * (1 - 80 / real.sum()))
+    assert (times[~real] == 0).all()
+    assert np.abs(times[real] - expected).max() < 6 * np.sqrt(expected * (1 - 80 / real.sum()))

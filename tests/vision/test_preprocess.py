@@ -47,6 +47,7 @@ SINGLE = {
     "siglip": (SiglipImageProcessorPil, {"size": square(54)}),
     "llava": (LlavaImageProcessorPil, tile(56)),
     "llava-do_pad": (LlavaImageProcessorPil, tile(56) | {"do_pad": True}),
+    "llava-do_pad-black": (LlavaImageProcessorPil, tile(56) | {"do_pad": True, "image_mean": 0}),
     "llava-do_pad-no-crop": (LlavaImageProcessorPil, {"size": 56, "do_pad": True, "do_center_crop": False}),
 }
 ANYRES = {
@@ -58,6 +59,7 @@ ANYRES = {
     "overview-padded": pinpoints(56, *PUBLISHED) | {"size": 50},
     "overview-cropped": pinpoints(56, *PUBLISHED) | {"size": {"height": 60, "width": 70}},
     "no-crop": pinpoints(56, *PUBLISHED) | {"do_center_crop": False},
+    "no-crop-size": pinpoints(56, *PUBLISHED) | {"do_center_crop": False, "crop_size": None},
     "raw": pinpoints(56, *PUBLISHED) | {"do_rescale": False, "do_normalize": False, "resample": 0},
 }
 

@@ -69,6 +69,18 @@ def test_off_switches():
     assert (config.size, config.rescale_factor, config.do_normalize) == (None, None, False)
 
 
+def test_mean_and_std_may_be_null_where_nothing_is_normalized():
+    null = {"do_normalize": False, "image_mean": None, "image_std": None}
+    config = PreprocessConfig.from_hf(null, model_type="llava")
+    assert (config.do_normalize, config.mean) == (False, (0, 0, 0))  # the mean still colours the padding
+
+
+@pytest.mark.parametrize("config", [{}, {"processor_class": "LlavaProcessor"}, {"image_processor": "CLIP"}])
+def test_other_files_are_refused(config):
+    with pytest.raises(ConfigError, match="no setting of an image processor"):
+        PreprocessConfig.from_hf(config, model_type="llava")
+
+
 @pytest.mark.parametrize(
     "key, value",
     [
@@ -90,7 +102,8 @@ def test_off_switches():
         ("do_resize", 1),
         ("do_pad", "longest"),
         ("pad_size", {"height": 336, "width": 336}),
-        ("resample", 6),
+        ("use_square_size", True),
+        ("resample", 99),
         ("resample", -1),
         ("resample", "bicubic"),
         ("resample", None),

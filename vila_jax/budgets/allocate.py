@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 from vila_jax.budgets.select import keep_top
 
 
+@jax.jit
 def largest_remainder(
     shares: Float[Array, "*rows S"], total: Int[Array, "*rows"], caps: Int[Array, "*rows S"]
 ) -> Int[Array, "*rows S"]:

@@ -25,7 +25,7 @@ from vila_jax.errors import BudgetError
 OptionValue = bool | int | float | str
 
 _SHAPE = "NAME:KEEP[,OPTION=VALUE…], for example hired:0.2 or hired:115,alpha=0.3"
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)%?")
+_NUMBER = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)%?")
 _COMBINE = re.compile(r"\+(?=[A-Za-z])")  # so that a method's name may end in a plus
 
 
@@ -101,7 +101,7 @@ def _split_pair(pair: str, text: str) -> tuple[str, str]:
 
 
 def _read_keep(text: str) -> float | int:
-    if not _NUMBER.fullmatch(text) or len(text) > 30:
+    if not _NUMBER.fullmatch(text):
         raise BudgetError(
             f"KEEP is {text!r}, which is not a number",
             fix="Give a fraction such as 0.2 or 20%, or a number of tokens such as 115.",

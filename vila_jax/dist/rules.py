@@ -1,7 +1,7 @@
 """One table from the logical axes of weights to the axes of the mesh.
 
-Weights are split over `fsdp` along the width of the model and over `tensor` along heads and hidden widths, the layout of
-Megatron-LM (arXiv 1909.08053) and ZeRO-3 (arXiv 1910.02054) together: `q`, `gate` and `up` are split by output,
+Weights are split over `fsdp` along the width of the model and over `tensor` along heads and hidden widths, the layout
+of Megatron-LM (arXiv 1909.08053) and ZeRO-3 (arXiv 1910.02054) together: `q`, `gate` and `up` are split by output,
 `out` and `down` by input, so that a block needs one sum over `tensor` per branch.
 """
 
@@ -35,7 +35,7 @@ _DEFAULT = types.MappingProxyType(
 class ShardingRules:
     """Logical axis name -> mesh axis, None for an axis that is kept whole."""
 
-    table: Mapping[str, str | None] = _DEFAULT
+    table: Mapping[str, str | None] = dataclasses.field(default_factory=lambda: _DEFAULT)
 
     def mesh_axis(self, name: str | None) -> str | None:
         """
@@ -51,9 +51,7 @@ class ShardingRules:
         return self.table[name]
 
 
-def sharding_for(
-    axes: Axes, shape: tuple[int, ...], mesh: Mesh, rules: ShardingRules | None = None
-) -> NamedSharding:
+def sharding_for(axes: Axes, shape: tuple[int, ...], mesh: Mesh, rules: ShardingRules | None = None) -> NamedSharding:
     """How a weight lies on the mesh.
 
     An axis whose size the mesh axis does not divide is kept whole, and so is the second of two axes that ask for the

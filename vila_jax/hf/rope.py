@@ -5,12 +5,14 @@ and derived values follow `modeling_rope_utils` of transformers 5.23.
 """
 
 import math
+from typing import Literal, get_args
 
 from vila_jax.errors import ConfigError
 from vila_jax.hf.section import Section, supported
 from vila_jax.nn.config import RopeConfig
 
-_SCALINGS = {name: name for name in ("default", "linear", "llama3", "dynamic", "yarn")}
+Scaling = Literal["default", "linear", "llama3", "dynamic", "yarn"]
+_SCALINGS: dict[str, Scaling] = {name: name for name in get_args(Scaling)}
 _KNOWN = {
     "rope_type",
     "type",

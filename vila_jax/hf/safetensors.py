@@ -56,19 +56,15 @@ class Shard:
         """
         info = self.tensors[name]
         dtype = self.numpy_dtype(name)
-        rows, rest = slice(None), ()
-        if index:
-            rows, rest = index[0], index[1:]
-        first, last, _ = rows.indices(info.shape[0] if info.shape else 1)
-        shape = (last - first, *info.shape[1:]) if info.shape else ()
+        index = index or (slice(None),) * len(info.shape)
+        first, last, _ = index[0].indices(info.shape[0]) if index else (0, 1, 1)
         row_bytes = math.prod(info.shape[1:]) * dtype.itemsize
-        buffer = np.empty(shape, dtype)
+        buffer = np.empty((last - first, *info.shape[1:]) if index else (), dtype)
         with self.path.open("rb") as file:
             file.seek(info.start + first * row_bytes)
             _fill(file, buffer, self.path)
-        if all(part == slice(None) for part in rest):
-            return buffer
-        return np.ascontiguousarray(buffer[(slice(None), *rest)])
+        # A copy of a part, so that the rows around it can be freed.
+        return buffer if not index else np.ascontiguousarray(buffer[(slice(None), *index[1:])])
 
     def numpy_dtype(self, name: str) -> np.dtype:
         """The tensor's dtype.
@@ -87,8 +83,8 @@ class Shard:
 
 
 def _fill(file: BinaryIO, buffer: np.ndarray, path: epath.Path) -> None:
-    view = memoryview(buffer.reshape(-1).view(np.uint8))
-    while len(view):
+    view = memoryview(buffer.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+    while view:
         count = file.readinto(view)  # type: ignore[attr-defined]
         if not count:
             raise CheckpointError("file ends in the middle of a tensor", where=str(path), fix=_DAMAGED)
@@ -112,7 +108,7 @@ def open_shard(path: epath.Path) -> Shard:
             raise _damaged(path, f"header claims {length} bytes, but the file has only {size}")
         raw = file.read(length)
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        header = json.loads(raw.decode(), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"header is not valid JSON ({error})") from None
     if not isinstance(header, dict):

@@ -56,8 +56,7 @@ _TOWERS = {
     ),
 }
 
-# The tower of a LLaVA config that says nothing about it: CLIP ViT-L/14 at 336 px.
-_LLAVA_TOWER = {
+LLAVA_TOWER = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -65,6 +64,7 @@ _LLAVA_TOWER = {
     "image_size": 336,
     "patch_size": 14,
 }
+"""The tower of a LLaVA config that says nothing about it: CLIP ViT-L/14 at 336 px."""
 
 
 def parse_vision(config: Section) -> VisionConfig:
@@ -75,7 +75,7 @@ def parse_vision(config: Section) -> VisionConfig:
     """
     vision = config.section("vision_config")
     if config.get("vision_config") is None:
-        vision = Section(_LLAVA_TOWER, vision.name)
+        vision = Section(LLAVA_TOWER, vision.name)
     tower = vision.choice("model_type", "clip_vision_model", _TOWERS)
     default = tower.defaults
     vision.fixed("num_channels", 3)

@@ -41,22 +41,28 @@ def attention(  # noqa: PLR0913 - the vocabulary that all kernels share
       offset: index of the first query among the keys (0 when absent; the cache length while decoding).
       window: with `causal`, a query sees only the last `window` keys, itself included.
       segments: with T = S, a query sees only keys of its own segment and of segment 0.
-      implementation: forces a kernel; by default the best one that this device and these shapes allow.
+      implementation: forces a kernel; by default the best one that this device and these arguments allow.
 
     Returns:
-      One vector per query and head, in the dtype of `q`.
+      One vector per query and head, in the dtype of `q`. A query that sees no key at all gets finite garbage.
+
+    Raises:
+      ValueError: a window without `causal`, or a forced kernel that does not know the arguments.
     """
+    if window is not None and not causal:
+        raise ValueError(f"window={window} needs causal=True")
+    plain = offset is None and segments is None
     if implementation is None:
-        implementation = choose_implementation(q.dtype, q.shape[-1], jax.default_backend())
-    simple = offset is None and segments is None and (window is None or causal)
-    if implementation == "cudnn" and simple:
+        implementation = choose_implementation(q.dtype, q.shape[-1], jax.default_backend()) if plain else "xla"
+    if implementation == "cudnn":
+        if not plain:
+            raise ValueError("cuDNN attention knows neither offset nor segments: leave the choice of kernel open")
         return jax.nn.dot_product_attention(
             q,
             k,
             v,
             is_causal=causal,
             key_value_seq_lengths=lengths,
-            query_seq_lengths=None if lengths is None else jnp.minimum(lengths, q.shape[1]),
             local_window_size=None if window is None else (window - 1, 0),
             implementation="cudnn",
         )
@@ -105,8 +111,8 @@ def _visible(
     terms = []
     if causal:
         terms.append(key <= query)
-        if window is not None:
-            terms.append(key > query - window)
+    if window is not None:
+        terms.append(key > query - window)
     if lengths is not None:
         terms.append(key < lengths[:, None, None, None, None])
     if segments is not None:
@@ -124,10 +130,10 @@ def choose_implementation(dtype: jnp.dtype, head_dim: int, platform: str) -> Imp
 @functools.cache
 def cudnn_works() -> bool:
     """Runs cuDNN attention once on a tiny input; says once if it does not work here."""
-    x = jnp.ones((1, 128, 2, 64), jnp.bfloat16)
     run = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
     try:
-        with jax.ensure_compile_time_eval():
+        with jax.ensure_compile_time_eval():  # the first question is asked while a model is being traced
+            x = jnp.ones((1, 128, 2, 64), jnp.bfloat16)
             jax.block_until_ready(jax.jit(run)(x, x, x))
     except Exception as error:  # noqa: BLE001 - any failure of the probe means: not here
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -137,7 +137,8 @@ class Decoder(nnx.Module):
         """Runs the blocks and the final norm.
 
         Args:
-          positions: rotary position of every token.
+          positions: rotary position of every token; padding repeats the last of its row (`dynamic` scaling takes the
+            largest for the length of the row).
           cache: filled and returned when given.
           offset: with a cache, index of the first token of each row in it; absent at prefill, which starts at 0.
           segments: without a cache, samples packed into one row; see `vila_jax.nn.attention`.

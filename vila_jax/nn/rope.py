@@ -66,7 +66,10 @@ def _dynamic(config: RopeConfig, head_dim: int, length: Int[Array, " B"]) -> Flo
 def rotary_angles(
     config: RopeConfig, head_dim: int, positions: Int[Array, "B T"]
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
-    """Cosine and sine of every position, float32."""
+    """Cosine and sine of every position, float32.
+
+    `dynamic` reads the length of a row off its largest position, so padding must repeat a position of its row there.
+    """
     if config.scaling == "dynamic":
         inverse = _dynamic(config, head_dim, jnp.max(positions, axis=1) + 1)[:, None, :]
     else:
@@ -87,6 +90,15 @@ def apply_rope(
 
 
 def context_length(config: RopeConfig, max_position: int) -> int:
-    """Positions a model can be asked for: the rules that stretch at run time multiply the trained context."""
-    stretch = config.factor if config.scaling in ("linear", "dynamic") else 1.0
-    return int(max_position * stretch)
+    """Positions a model can be asked for, given the `max_position_embeddings` of its config.
+
+    That number is the context *before* stretching with `linear` and `dynamic`, and the one after it with `llama3`; with
+    `yarn` both are in use (Qwen2 says 32768 and factor 4), so the larger wins.
+    """
+    match config.scaling:
+        case "linear" | "dynamic":
+            return int(max_position * config.factor)
+        case "yarn":
+            return max(max_position, int(config.original_max_position * config.factor))
+        case _:
+            return max_position

@@ -6,7 +6,7 @@ token-budget methods score with:
     cls_attention/i   [R, N, P]      attention of the class token to every patch in block i (0-based), softmax included
     keys/i            [R, P, N, H]   keys of block i, class token excluded
 
-A name costs one extra attention row in its block; the block itself keeps its fast attention kernel.
+A name costs at most one extra attention row in its block; the block itself keeps its fast attention kernel.
 """
 
 from collections.abc import Collection
@@ -81,8 +81,13 @@ class SelfAttention(nnx.Module):
 
 
 def class_attention(q: Float[Array, "R N H"], k: Float[Array, "R P N H"]) -> Float[Array, "R N P"]:
-    """The attention row of one query per tile, in float32: the softmax that the fast kernel does not hand out."""
-    scores = jnp.einsum("RNH,RPNH->RNP", q, k, preferred_element_type=jnp.float32)
+    """The attention row of one query per tile, in float32: the softmax that the fast kernel does not hand out.
+
+    At the highest precision, because tokens are ranked by it: the ranking must not depend on the device.
+    """
+    scores = jnp.einsum(
+        "RNH,RPNH->RNP", q, k, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
     return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
 
 
@@ -110,7 +115,7 @@ class VisionTower(nnx.Module):
     """Embeddings and the first `depth` blocks."""
 
     def __init__(self, config: VisionConfig, depth: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
-        self.has_class_token = config.has_class_token
+        self.has_class_token, self.image_size = config.has_class_token, config.image_size
         self.embeddings = Embeddings(config, rngs=rngs, dtype=dtype)
         self.pre_norm = (
             LayerNorm(config.hidden_size, config.norm_eps, rngs=rngs, dtype=dtype) if config.kind == "clip" else None
@@ -125,16 +130,35 @@ class VisionTower(nnx.Module):
         Returns:
           The hidden states, embeddings first and then the output of each block, class token (if any) in front; and
           the intermediates named in `wanted`, patches only.
+
+        Raises:
+          ValueError: tiles of another size, or a name that this tower does not have.
         """
+        size = (self.image_size, self.image_size)
+        if pixels.shape[2:] != size:
+            raise ValueError(f"pixels: tiles of {pixels.shape[2:]}, expected {size}")
+        by_block = self._by_block(wanted)
         with jax.named_scope("vision_tower"):
             x = self.embeddings(pixels)
             x = x if self.pre_norm is None else self.pre_norm(x)
             states, intermediates = [x], {}
             for i, block in enumerate(self.layers):
-                here = {name.split("/")[0] for name in wanted if name.endswith(f"/{i}")}
-                x, found = block(x, here)
+                x, found = block(x, by_block.get(i, ()))
                 states.append(x)
                 for name, value in found.items():
                     patches_only = value[:, 1:] if name == "keys" and self.has_class_token else value
                     intermediates[f"{name}/{i}"] = patches_only
         return states, intermediates
+
+    def _by_block(self, wanted: Collection[str]) -> dict[int, list[str]]:
+        """`{"keys/3"}` -> `{3: ["keys"]}`."""
+        kinds = ("cls_attention", "keys") if self.has_class_token else ("keys",)
+        known = {f"{kind}/{i}": (i, kind) for kind in kinds for i in range(len(self.layers))}
+        by_block: dict[int, list[str]] = {}
+        for name in wanted:
+            if name not in known:
+                names = " or ".join(f"{kind}/i" for kind in kinds)
+                raise ValueError(f"no intermediate {name!r}: this tower has {names} with i < {len(self.layers)}")
+            block, kind = known[name]
+            by_block.setdefault(block, []).append(kind)
+        return by_block

@@ -207,8 +207,8 @@ def _draw_sign(rng: np.random.Generator, canvas: _Canvas, cell: tuple[int, int, 
 
     word = WORDS[rng.integers(len(WORDS))]
     mask = sprites.word_mask(word)
-    x = x0 + 3 + int(rng.integers(24 - mask.shape[1] + 1))
-    canvas.paint(x, y0 + 3 + int(rng.integers(3)), mask, _INK)
+    x = x0 + 3 + (24 - mask.shape[1]) // 2 + int(rng.integers(-1, 2))
+    canvas.paint(x, y0 + 3 + int(rng.integers(2)), mask, _INK)
     for part in (board, post):
         canvas.label(part, color, word, "sign")
     return SceneObject("sign", color, (x0, y0, x0 + 30, y0 + 27), cell[2], word)

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 WORD_PX = 10  # type size: readable at full resolution, not when halved
 _OVERSAMPLE = 8
+_ASCENDER_PX = 1  # where the tallest letters begin below the origin of a line of this type
 
 
 @functools.cache
@@ -39,10 +40,11 @@ def shape_mask(kind: str, size: int) -> Float32[np.ndarray, "S S"]:
 
 
 @functools.cache
-def word_mask(word: str) -> Float32[np.ndarray, "10 W"]:
+def word_mask(word: str) -> Float32[np.ndarray, "11 W"]:
     """Antialiased coverage in [0, 1] of a word in Pillow's embedded font, on a common baseline."""
     font = ImageFont.load_default(WORD_PX)
-    left, _, right, _ = font.getbbox(word)
-    canvas = Image.new("L", (int(right - left), 10))
-    ImageDraw.Draw(canvas).text((-left, -2), word, fill=255, font=font)
+    canvas = Image.new("L", (64, 32))  # roomy: letters may reach a little beyond the box that the font reports
+    ImageDraw.Draw(canvas).text((16, 8), word, fill=255, font=font)
+    inked = np.flatnonzero(np.asarray(canvas).any(axis=0))
+    canvas = canvas.crop((int(inked[0]), 8 + _ASCENDER_PX, int(inked[-1]) + 1, 8 + _ASCENDER_PX + 11))
     return np.asarray(canvas, np.float32) / np.float32(255)

@@ -26,7 +26,7 @@ SHAPES = ("circle", "square", "triangle", "cross", "star", "ring")
 FINE_THINGS = ("card", "plate", "sign")  # carry one digit, two or three digits, and a word
 # Families that differ in one letter, so that the blurred outline of a word does not give it away.
 WORDS = (
-    *("cat", "car", "cap", "cup", "cow", "dog", "log", "fog", "fox", "box", "bus", "bug"),
+    *("cat", "can", "cap", "cup", "cow", "dog", "log", "fog", "fox", "box", "bus", "bug"),
     *("bag", "bat", "hat", "ham", "hen", "pen", "pan", "pig", "sun", "key", "egg", "jam"),
 )
 DIGITS = tuple("0123456789")

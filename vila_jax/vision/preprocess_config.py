@@ -37,6 +37,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """What the classes of transformers assume for a key that is not in the file."""
 
+_REFUSED = ("pad_size", "use_square_size")
 _CLASS_OF_MODEL = {"llava": "LlavaImageProcessor", "llava_next": "LlavaNextImageProcessor"}
 
 
@@ -66,10 +67,10 @@ class PreprocessConfig:
     std: Triple
 
     def __post_init__(self):
-        for canvas in self.pinpoints or ():
-            if any(length % self.tile_size for length in canvas):
-                tile = f"{self.tile_size} x {self.tile_size}"
-                what = f"a canvas of {canvas[0]} x {canvas[1]} pixels cannot be cut into tiles of {tile}"
+        tile = self.tile_size  # raises where there is none
+        for height, width in self.pinpoints or ():
+            if height % tile or width % tile:
+                what = f"a canvas of {height} x {width} pixels cannot be cut into tiles of {tile} x {tile}"
                 raise _error("image_grid_pinpoints", what)
 
     @property
@@ -97,15 +98,16 @@ class PreprocessConfig:
         Raises:
           ConfigError: a value is missing, contradictory, or not supported; the message names the key.
         """
-        config = config.get("image_processor", config)
+        config = _image_processor(config)
         name = _class_name(config, model_type)
-        values = _DEFAULTS[name] | dict(config)
-        if values.get("pad_size") is not None:
-            raise _error("pad_size", f"padding to a fixed size is not supported, got {values['pad_size']!r}")
+        values = _DEFAULTS[name] | config
+        for key in _REFUSED:
+            if values.get(key):
+                raise _error(key, f"not supported, got {values[key]!r}")
         anyres = name == "LlavaNextImageProcessor"
         if anyres:
             _check_anyres(values)
-        square = _flag(values, "default_to_square")
+        square, normalize = _flag(values, "default_to_square"), _flag(values, "do_normalize")
         return cls(
             pad_to_square=name == "LlavaImageProcessor" and _flag(values, "do_pad"),
             pinpoints=_pinpoints(values["image_grid_pinpoints"]) if anyres else None,
@@ -113,14 +115,27 @@ class PreprocessConfig:
             resample=_resample(values["resample"]),
             crop_size=_exact_size("crop_size", values["crop_size"]) if _flag(values, "do_center_crop") else None,
             rescale_factor=_number("rescale_factor", values["rescale_factor"]) if _flag(values, "do_rescale") else None,
-            do_normalize=_flag(values, "do_normalize"),
-            mean=_triple("image_mean", values["image_mean"]),
-            std=_triple("image_std", values["image_std"], zero=False),
+            do_normalize=normalize,
+            mean=_triple("image_mean", values["image_mean"] if normalize else values["image_mean"] or 0),
+            std=_triple("image_std", values["image_std"] if normalize else 1, zero=False),
         )
 
 
 def _error(key: str, what: str) -> ConfigError:
     return ConfigError(what, where=f"image processor, key `{key}`", fix="Correct the checkpoint's preprocessor file.")
+
+
+def _image_processor(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The image processor's part of either form of the file."""
+    config = config.get("image_processor", config)
+    known = {"image_processor_type", "feature_extractor_type", "do_pad", *_REFUSED, *_CLIP}
+    if not isinstance(config, Mapping) or not known & config.keys():
+        raise ConfigError(
+            "there is no setting of an image processor",
+            where="image processor",
+            fix="Pass `preprocessor_config.json`, or a `processor_config.json` that has the key `image_processor`.",
+        )
+    return dict(config)
 
 
 def _class_name(config: Mapping[str, Any], model_type: str) -> str:
@@ -141,8 +156,10 @@ def _check_anyres(values: Mapping[str, Any]) -> None:
     if not _flag(values, "do_resize"):
         raise _error("do_resize", "false is not supported by LlavaNextImageProcessor, whose overview is always resized")
     final = _size("size", values["size"], square=_flag(values, "default_to_square"))
+    if values["crop_size"] is None or _flag(values, "do_center_crop"):
+        return
     cut = _exact_size("crop_size", values["crop_size"])
-    if not _flag(values, "do_center_crop") and cut not in (final, (final, final)):
+    if cut not in (final, (final, final)):
         raise _error("crop_size", f"the canvas is cut into tiles of {cut[0]} x {cut[1]}, which `size` changes")
 
 

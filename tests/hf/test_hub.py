@@ -1,0 +1,73 @@
+"""The door to the Hub, with the network replaced: what is asked for, and what each failure reads like."""
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+from huggingface_hub.utils import filter_repo_objects
+
+from vila_jax.errors import HubError
+from vila_jax.hf.hub import locate
+
+
+def test_local_folder_needs_no_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the Hub was asked"))
+    assert str(locate(tmp_path)) == str(tmp_path)
+
+
+def test_downloads_neither_pickles_nor_code(tmp_path, monkeypatch):
+    calls = []
+
+    def download(hub_id, *, revision, allow_patterns):
+        calls.append((hub_id, revision))
+        names = ["config.json", "a.safetensors", "tokenizer.model", "merges.txt", "chat_template.jinja"]
+        offered = [*names, "pytorch_model.bin", "model.pt", "modeling.py"]
+        assert list(filter_repo_objects(offered, allow_patterns=allow_patterns)) == names
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert str(locate("llava-hf/llava-1.5-7b-hf", revision="v1")) == str(tmp_path)
+    assert calls == [("llava-hf/llava-1.5-7b-hf", "v1")]
+
+
+@pytest.mark.parametrize(
+    "name", ["/no/such/folder", "folder", "../x/y", "a/b/c", "a/..", "a b/c", "", "https://x.y/z", "a/b--c"]
+)
+def test_neither_folder_nor_id(name, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the Hub was asked"))
+    with pytest.raises(HubError, match=r"no such folder, and this is not an id.*llava-hf/llava-1.5-7b-hf"):
+        locate(name)
+
+
+def _failure(kind: type[Exception]) -> Exception:
+    error = kind.__new__(kind)
+    Exception.__init__(error, "first line\nsecond line")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (errors.GatedRepoError, "access to this model has to be granted.*hf auth login"),
+        (errors.RepositoryNotFoundError, "no such model, or it is private"),
+        (errors.RevisionNotFoundError, "no such revision"),
+        (errors.LocalEntryNotFoundError, "cannot be reached and the model is not in the local cache"),
+        (errors.HFValidationError, "download failed: first line. Try again"),
+        (OSError, "download failed: first line"),
+        (RuntimeError, "download failed: first line"),
+    ],
+)
+def test_failures_read_like_sentences(kind, message, monkeypatch):
+    def download(*_, **__):
+        raise _failure(kind)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(HubError, match=message) as error:
+        locate("a/b", revision="main")
+    assert str(error.value).startswith("a/b@main: ")
+    assert "second" not in str(error.value)
+
+
+def test_offline():
+    """Not replaced: the tests run with the Hub switched off."""
+    with pytest.raises(HubError, match="nobody/nothing: the Hub cannot be reached"):
+        locate("nobody/nothing")

@@ -1,0 +1,112 @@
+"""Export: transformers' own classes load what we write, with the same weights, and nothing missing."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from tests.hf.models import build, save
+from vila_jax.errors import CheckpointError, ConfigError
+from vila_jax.hf.checkpoint import open_checkpoint
+from vila_jax.hf.load import load_state
+from vila_jax.hf.save import save_pretrained
+
+MODELS = {
+    "llava_next": dict(next_=True, text="mistral"),
+    "llava, siglip, tied, two layers": dict(
+        vision="siglip", text="qwen2", tie_word_embeddings=True, vision_feature_layer=[-3, -2]
+    ),
+}
+
+
+def _export(source, target, **options):
+    checkpoint = open_checkpoint(source)
+    _, state = load_state(checkpoint, dtype=np.float32)
+    save_pretrained(target, checkpoint.raw_config, state, **options)
+    return checkpoint, state
+
+
+def _assert_equal(first: nnx.State, second: nnx.State):
+    first, second = (dict(nnx.to_flat_state(state)) for state in (first, second))
+    assert first.keys() == second.keys()
+    for path, leaf in first.items():
+        np.testing.assert_array_equal(leaf.get_value(), second[path].get_value(), err_msg=str(path))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_loads_an_export_and_computes_the_same(name, tmp_path):
+    theirs = build(**MODELS[name])
+    _export(save(theirs, tmp_path / "theirs"), tmp_path / "ours")
+    loaded, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    loaded.eval()
+    state = theirs.state_dict()
+    for key, value in loaded.state_dict().items():
+        if "post_layernorm" not in key:
+            torch.testing.assert_close(value, state[key], rtol=0, atol=0, msg=key)
+    pixels = torch.randn(2, 3, 28, 28)
+    features = []
+    for model in (theirs, loaded):
+        layer = model.config.vision_feature_layer
+        states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+        features.append(torch.cat([states[i] for i in (layer if isinstance(layer, list) else [layer])], dim=-1))
+    torch.testing.assert_close(*features, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 60_000, 10**9])
+def test_import_of_an_export_is_bit_equal(shard_bytes, tmp_path):
+    _, state = _export(save(build(next_=True), tmp_path / "theirs"), tmp_path / "ours", max_shard_bytes=shard_bytes)
+    files = list((tmp_path / "ours").glob("*.safetensors"))
+    assert len(files) == 1 if shard_bytes == 10**9 else len(files) > 1
+    again = open_checkpoint(tmp_path / "ours")
+    _assert_equal(load_state(again, dtype=np.float32)[1], state)
+    save_pretrained(tmp_path / "twice", again.raw_config, state)
+    assert (tmp_path / "twice" / "config.json").read_text() == (tmp_path / "ours" / "config.json").read_text()
+
+
+def test_dtype_and_extra_files(tmp_path):
+    _, state = _export(
+        save(build(), tmp_path / "theirs"), tmp_path / "ours", dtype=jnp.bfloat16, extra_files={"tokenizer.json": "{}"}
+    )
+    assert (tmp_path / "ours" / "tokenizer.json").read_text() == "{}"
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["dtype"] == "bfloat16"
+    loaded = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "ours")
+    assert loaded.dtype == torch.bfloat16
+    again = load_state(open_checkpoint(tmp_path / "ours"), dtype=jnp.bfloat16)[1]
+    _assert_equal(again, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state))
+
+
+def test_an_export_that_fails_leaves_nothing_behind(tmp_path):
+    source = save(build(), tmp_path / "theirs")
+    with pytest.raises(CheckpointError, match="not a plain file name"):
+        _export(source, tmp_path / "ours", extra_files={"../escape": "x"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs"]
+
+
+def test_an_existing_folder_is_replaced_only_on_demand(tmp_path):
+    source = save(build(), tmp_path / "theirs")
+    _export(source, tmp_path / "ours")
+    with pytest.raises(CheckpointError, match="exists already"):
+        _export(source, tmp_path / "ours")
+    _export(source, tmp_path / "ours", overwrite=True, extra_files={"new.txt": "x"})
+    assert (tmp_path / "ours" / "new.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "theirs"]
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        _export(source, tmp_path / "precious", overwrite=True)
+
+
+def test_a_state_of_another_model_is_refused(tmp_path):
+    checkpoint = open_checkpoint(save(build(), tmp_path / "theirs"))
+    _, state = load_state(checkpoint, dtype=np.float32)
+    wider = checkpoint.raw_config | {"multimodal_projector_bias": False}
+    with pytest.raises(CheckpointError, match=r"projector\.layers\.0\.bias"):
+        save_pretrained(tmp_path / "ours", wider, state)
+    embeddings = checkpoint.raw_config | {"vision_feature_layer": 0}
+    with pytest.raises((CheckpointError, ConfigError)):
+        save_pretrained(tmp_path / "ours", embeddings, state)

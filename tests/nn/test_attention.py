@@ -1,0 +1,196 @@
+"""The dispatcher: XLA attention against PyTorch's with explicit masks, and which kernel is chosen when."""
+
+import functools
+import itertools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from tests.nn.oracle import close, normal
+from vila_jax.nn import attention as module
+from vila_jax.nn.attention import attention, choose_implementation, cudnn_works
+
+BATCH, HEADS, WIDTH = 2, 6, 10
+LENGTHS = np.array([11, 3])
+OFFSET = np.array([4, 0])
+SEGMENTS = np.array([[0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 3], [1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2]])
+
+
+def arrays(queries: int, keys: int, kv_heads: int) -> tuple[np.ndarray, ...]:
+    shapes = ((queries, HEADS), (keys, kv_heads), (keys, kv_heads))
+    return tuple(2 * normal(BATCH, *shape, WIDTH, seed=i) for i, shape in enumerate(shapes))
+
+
+def mask(queries: int, keys: int, *, causal=False, lengths=None, offset=None, window=None, segments=None) -> np.ndarray:
+    """What the arguments say, one query and key at a time."""
+    visible = np.ones((BATCH, queries, keys), bool)
+    for b, t, s in itertools.product(range(BATCH), range(queries), range(keys)):
+        index = t + (0 if offset is None else offset[b])
+        if causal and s > index:
+            visible[b, t, s] = False
+        if window is not None and s <= index - window:
+            visible[b, t, s] = False
+        if lengths is not None and s >= lengths[b]:
+            visible[b, t, s] = False
+        if segments is not None and segments[b, s] not in (0, segments[b, t]):
+            visible[b, t, s] = False
+    return visible
+
+
+def expected(q: np.ndarray, k: np.ndarray, v: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    q, k, v = (torch.from_numpy(x).transpose(1, 2) for x in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=torch.from_numpy(visible)[:, None], enable_gqa=True
+    )
+    return out.transpose(1, 2).numpy()
+
+
+def compare(q, k, v, implementation: str = "xla", **arguments) -> None:
+    """Equal for every query that sees a key, finite for the others."""
+    visible = mask(q.shape[1], k.shape[1], **arguments)
+    ours = attention(
+        *map(jnp.asarray, (q, k, v)), implementation=implementation, **{n: _array(a) for n, a in arguments.items()}
+    )
+    ours = np.asarray(ours)
+    assert np.isfinite(ours).all()
+    sees = visible.any(axis=-1)
+    assert sees.any()
+    close(ours[sees], expected(q, k, v, visible)[sees], atol=1e-5)
+
+
+def _array(argument):
+    return jnp.asarray(argument, jnp.int32) if isinstance(argument, np.ndarray) else argument
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all keys", "lengths"])
+@pytest.mark.parametrize(("queries", "offset"), [(11, None), (5, None), (5, OFFSET), (1, OFFSET)])
+def test_causal(window, lengths, queries, offset):
+    compare(*arrays(queries, 11, 2), causal=True, window=window, lengths=lengths, offset=offset)
+
+
+@pytest.mark.parametrize("kv_heads", [6, 3, 1])
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all keys", "lengths"])
+@pytest.mark.parametrize("queries", [11, 4])
+def test_bidirectional(kv_heads, lengths, queries):
+    compare(*arrays(queries, 11, kv_heads), lengths=lengths)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all keys", "lengths"])
+def test_segments(causal, lengths):
+    compare(*arrays(11, 11, 2), causal=causal, segments=SEGMENTS, lengths=lengths)
+
+
+def test_softmax_is_float32_in_bfloat16():
+    """Scores of one row lie closer together than bfloat16 resolves: rounded, they would give equal weights."""
+    keys = 64
+    q = jnp.ones((1, 1, 1, 8), jnp.bfloat16)
+    k = np.full((1, keys, 1, 8), 32.0, np.float32)
+    k[0, :, 0, 0] += np.linspace(0, 7.75, keys)
+    k = jnp.asarray(k, jnp.bfloat16)
+    v = jnp.asarray(np.linspace(-1, 1, keys)[None, :, None, None] * np.ones((1, 1, 1, 8)), jnp.bfloat16)
+    q64, k64, v64 = (torch.from_numpy(np.asarray(x, np.float64)).transpose(1, 2) for x in (q, k, v))
+    precise = torch.nn.functional.scaled_dot_product_attention(q64, k64, v64).transpose(1, 2).numpy()
+    ours = attention(q, k, v)
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(ours, np.float64), precise, rtol=2**-7)
+
+
+def test_window_needs_causal():
+    with pytest.raises(ValueError, match="window=3 needs causal"):
+        attention(*map(jnp.asarray, arrays(4, 4, 6)), window=3)
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "head_dim", "works", "chosen"),
+    [
+        ("gpu", jnp.bfloat16, 64, True, "cudnn"),
+        ("gpu", jnp.float16, 72, True, "cudnn"),
+        ("gpu", jnp.bfloat16, 128, True, "cudnn"),
+        ("gpu", jnp.bfloat16, 64, False, "xla"),
+        ("gpu", jnp.float32, 64, True, "xla"),
+        ("gpu", jnp.bfloat16, 136, True, "xla"),
+        ("gpu", jnp.bfloat16, 60, True, "xla"),
+        ("cpu", jnp.bfloat16, 64, True, "xla"),
+        ("tpu", jnp.bfloat16, 64, True, "xla"),
+    ],
+)
+def test_choice(monkeypatch, platform, dtype, head_dim, works, chosen):
+    monkeypatch.setattr(module, "cudnn_works", lambda: works)
+    assert choose_implementation(jnp.zeros(1, dtype).dtype, head_dim, platform) == chosen
+
+
+@pytest.fixture
+def fresh_probe():
+    """Forgets what the probe found, before and after."""
+    cudnn_works.cache_clear()
+    yield
+    cudnn_works.cache_clear()
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """XLA in place of the cuDNN kernel, on a machine that calls itself a GPU; the list of the calls it got."""
+    real, calls = jax.nn.dot_product_attention, []
+
+    def kernel(*args, implementation, **rest):
+        assert implementation == "cudnn"
+        calls.append(rest)
+        return real(*args, implementation="xla", **rest)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    return calls
+
+
+def test_probe_that_fails_warns_once(fresh_probe, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    q, k, v = (jnp.asarray(x[..., :8], jnp.bfloat16) for x in arrays(5, 5, 3))
+    with pytest.warns(UserWarning, match="cuDNN attention does not work here, XLA attention is used: ."):
+        out = attention(q, k, v, causal=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(out, attention(q, k, v, causal=True))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(out, attention(q, k, v, causal=True))
+
+
+def test_probe_while_tracing(fresh_probe, stand_in):
+    """The first call of all is inside a jitted model."""
+    q, k, v = (jnp.asarray(x[..., :8], jnp.bfloat16) for x in arrays(5, 5, 3))
+    jax.jit(functools.partial(attention, causal=True))(q, k, v)
+    assert len(stand_in) == 2, "the probe, then the call itself"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(),
+        dict(causal=True),
+        dict(causal=True, window=4),
+        dict(lengths=LENGTHS),
+        dict(causal=True, lengths=LENGTHS),
+        dict(causal=True, window=3, lengths=LENGTHS),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("queries", [11, 4])
+def test_arguments_given_to_cudnn(stand_in, arguments, queries):
+    """What we ask of the kernel means the same, in JAX's own reading of the arguments."""
+    compare(*arrays(queries, 11, 3), "cudnn", **arguments)
+    assert len(stand_in) == 1
+
+
+@pytest.mark.parametrize("arguments", [dict(offset=OFFSET), dict(segments=SEGMENTS)], ids=["offset", "segments"])
+def test_arguments_that_cudnn_does_not_know(fresh_probe, stand_in, arguments):
+    q, k, v = (jnp.asarray(x[..., :8], jnp.bfloat16) for x in arrays(11, 11, 3))
+    arguments = {name: _array(value) for name, value in arguments.items()}
+    attention(q, k, v, causal=True, **arguments)
+    assert not stand_in
+    with pytest.raises(ValueError, match="knows neither offset nor segments"):
+        attention(q, k, v, causal=True, **arguments, implementation="cudnn")
