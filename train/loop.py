@@ -17,7 +17,8 @@ from train.heads import LabelHeads
 from train.optim import optimizer
 from train.scene_batches import SceneFormat, batches
 from train.step import Trainee, make_step
-from train.tokenizer import build_tokenizer
+from train.tokenizer import build_tokenizer, token_settings
+from vila_jax.hf.config import parse_config
 from vila_jax.nn.vlm import VLM
 from vila_jax.scenes import NUM_COLORS, NUM_CONTENTS
 from vila_jax.vision.preprocess import PreprocessConfig, Preprocessor
@@ -80,7 +81,6 @@ class Trainer:
         console.print(f"[{stage.name}] {step}/{stage.steps}  {text}  {seconds:.2f} s/step")
 
 
-
 def scene_format(run: Run) -> SceneFormat:
     """How the scenes of a run become arrays."""
     config = PreprocessConfig.from_hf(run.preprocessor, model_type=run.model["model_type"])
@@ -89,14 +89,16 @@ def scene_format(run: Run) -> SceneFormat:
 
 def new_trainee(run: Run) -> Trainee:
     """A freshly initialised model with its label heads."""
-    config = nano_config()
+    config = parse_config(hf_config(run)).vlm
     rngs = nnx.Rngs(run.seed)
     heads = LabelHeads(config.vision.hidden_size, NUM_COLORS * NUM_CONTENTS, rngs=rngs)
     return Trainee(VLM(config, rngs=rngs), heads)
 
 
-def nano_config():
-    from vila_jax.nn.config import DecoderConfig, ProjectorConfig, VisionConfig, VLMConfig
-    v = VisionConfig("clip", 128, 512, 5, 4, 48, 8, "quick_gelu", 1e-5)
-    d = DecoderConfig(build_tokenizer().get_vocab_size(), 192, 512, 4, 6, 2, 32, 1e-5, 1024)
-    return VLMConfig(v, ProjectorConfig(2, 128, 192), d, (4,), has_newline=True)
+def hf_config(run: Run) -> dict[str, Any]:
+    """The run's `config.json`, with what the tokenizer decides."""
+    ids = token_settings()
+    text = run.model["text_config"] | {
+        k: ids[k] for k in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    return run.model | {"image_token_index": ids["image_token_index"], "text_config": text}

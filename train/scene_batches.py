@@ -122,7 +122,9 @@ def tile_arrays(scenes: list[Scene], images: list[ProcessedImage], max_tiles: in
             colors[i, tile], contents[i, tile] = patch_labels(scene, crop, tile_px=tile_px, patch=tile_px // side)
         present += [presence(c, k) for c, k in zip(colors[i], contents[i], strict=True)]
     flat = {"pixels": pixels, "colors": colors, "contents": contents}
-    return {name: x.reshape(-1, *x.shape[2:]) for name, x in flat.items()} | {"present": np.stack(present, dtype=np.float32)}
+    return {name: x.reshape(-1, *x.shape[2:]) for name, x in flat.items()} | {
+        "present": np.stack(present, dtype=np.float32)
+    }
 
 
 def tile_crops(image: ProcessedImage, tile_px: int) -> list[tuple[int, int, int, int]]:

@@ -56,3 +56,11 @@ def save_tokenizer(folder: Path) -> None:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+
+def token_settings() -> dict[str, int]:
+    """The keys of a model's `config.json` that the tokenizer decides."""
+    ids = {
+        f"{name}_token_id": SPECIAL.index(token) for name, token in (("bos", "<s>"), ("eos", "</s>"), ("pad", "<pad>"))
+    }
+    return ids | {"image_token_index": SPECIAL.index("<image>"), "vocab_size": build_tokenizer().get_vocab_size()}

@@ -1,5 +1,7 @@
 """VILA-family vision-language models in JAX/Flax, with visual tokens as a static budget.
 
+Quick start:
+
     import vila_jax
 
     model = vila_jax.from_pretrained("llava-hf/llava-v1.6-vicuna-7b-hf", budget="hired:0.2")

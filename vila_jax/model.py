@@ -141,9 +141,7 @@ class Model:
         sampling = [SamplingOptions(temperature, top_k, top_p, own) for own in seeds]
         ends = () if ignore_eos else self._end_tokens
         rows = [Row(self.tokenizer, stop, ends) for _ in requests]
-        run = self.engine.generate(
-            requests, sampling, max_new_tokens, budget=self._budget(budget), end_tokens=ends
-        )
+        run = self.engine.generate(requests, sampling, max_new_tokens, budget=self._budget(budget), end_tokens=ends)
         return Answers(run, rows, time.perf_counter() - start)
 
     def logits(
@@ -177,7 +175,9 @@ class Model:
         return [self._request(text, own) for text, own in zip(texts, sources, strict=True)]
 
     def _request(self, text: str, sources: Sequence[Any]) -> Request:
-        return Request(self.tokenizer.encode_prompt(text), [self.preprocessor(open_image(source)) for source in sources])
+        return Request(
+            self.tokenizer.encode_prompt(text), [self.preprocessor(open_image(source)) for source in sources]
+        )
 
 
 def _is_conversation(messages: Any) -> bool:

@@ -112,6 +112,13 @@ def test_edges(golden):
         assert mask.sum(-1).tolist() == expected, tag
 
 
+def test_everything_is_everything_whatever_alpha_is():
+    geometry, first = TileGeometry(24, (672, 672), (2, 2)), np.zeros((5, N), np.float32)
+    for alpha in ("0", "0.1", "1"):
+        _, packed = run(Budget.parse(f"hired:1,alpha={alpha},variant=code"), geometry, first, first)
+        assert packed.tolist() == geometry.order().tolist()
+
+
 def test_shares_are_truncated_in_float32():
     """100 of 460 content patches and 69 tokens: exactly 15, which float32 takes for 14.99…"""
     budget = Budget.parse("hired:0.05,alpha=0.2,variant=code")

@@ -103,6 +103,8 @@ def test_missing_pictures_keep_nothing(spec):
     budget, scores = Budget.parse(spec), some_scores(4)
     indices, valid = run(budget, GEOMETRIES[:2], scores, num_images=4)
     assert not valid[2:].any() and (indices[2:] == -1).all()
+    plan = stack_plans([make_plan(budget, GEOMETRIES[0], TILES)], 3)
+    assert (plan.order[1:] == -1).all() and not plan.candidates[1:].any() and plan.total[1:].tolist() == [0, 0]
     fewer = run(budget, GEOMETRIES[:2], scores[:2])
     assert indices[:2].tolist() == fewer.indices.tolist()
 

@@ -157,6 +157,15 @@ def test_folder_without_weights(folder):
         open_checkpoint(folder)
 
 
+def test_folder_without_weights_can_be_described(folder):
+    complete = open_checkpoint(folder).config
+    for path in [*folder.glob("*.safetensors"), folder / INDEX]:
+        path.unlink()
+    described = open_checkpoint(folder, weights=False)
+    assert described.config == complete
+    assert (described.shards, described.nbytes) == ({}, 0)
+
+
 def test_links_into_the_hub_cache_work(sharded, tmp_path):
     """The cache of huggingface_hub: `snapshots/<commit>/<file>` links to `../../blobs/<hash>`."""
     blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123abc"

@@ -29,9 +29,10 @@ def test_downloads_neither_pickles_nor_code(tmp_path, monkeypatch):
     assert calls == [("llava-hf/llava-1.5-7b-hf", "v1")]
 
 
-@pytest.mark.parametrize(
-    "name", ["/no/such/folder", "folder", "../x/y", "a/b/c", "a/..", "a b/c", "", "https://x.y/z", "a/b--c"]
-)
+NEITHER = ["/no/such/folder", "folder", "../x/y", "a/b/c", "a/..", "a b/c", "", "https://x.y/z", "a/b--c"]
+
+
+@pytest.mark.parametrize("name", NEITHER)
 def test_neither_folder_nor_id(name, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the Hub was asked"))
     with pytest.raises(HubError, match=r"no such folder, and this is not an id.*llava-hf/llava-1.5-7b-hf"):

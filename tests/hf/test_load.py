@@ -209,7 +209,8 @@ def test_misfit_is_refused_before_anything_is_read(name, edited, monkeypatch):
     edit, config, message = MISFITS[name]
     checkpoint = open_checkpoint(edited(edit, **config))
     monkeypatch.setattr("vila_jax.hf.safetensors.Shard.read", lambda *_: pytest.fail("a tensor was read"))
-    monkeypatch.setattr("jax.make_array_from_callback", lambda *_: pytest.fail("device memory was touched"))
+    for place in ("device_put", "make_array_from_callback"):
+        monkeypatch.setattr(jax, place, lambda *_: pytest.fail("device memory was touched"))
     with pytest.raises(CheckpointError, match=message):
         load_state(checkpoint, dtype=np.float32)
 

@@ -80,5 +80,4 @@ def test_peak_beyond_the_parameters(folder, dtype):
     peak, parameters = map(int, run.stdout.split())
     largest = max(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert parameters > 3 * largest * (0.5 if dtype == "float16" else 1)
-    print(peak, parameters, largest)
     assert peak - parameters <= 1.2 * largest

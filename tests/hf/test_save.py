@@ -1,5 +1,6 @@
 """Export: transformers' own classes load what we write, with the same weights, and nothing missing."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,8 +14,9 @@ from flax import nnx
 from tests.hf.models import build, save
 from vila_jax.errors import CheckpointError, ConfigError
 from vila_jax.hf.checkpoint import open_checkpoint
+from vila_jax.hf.config import parse_config
 from vila_jax.hf.load import load_state
-from vila_jax.hf.save import save_pretrained
+from vila_jax.hf.save import export_config, save_pretrained
 
 MODELS = {
     "llava_next": dict(next_=True, text="mistral"),
@@ -107,6 +109,24 @@ def test_a_state_of_another_model_is_refused(tmp_path):
     wider = checkpoint.raw_config | {"multimodal_projector_bias": False}
     with pytest.raises(CheckpointError, match=r"projector\.layers\.0\.bias"):
         save_pretrained(tmp_path / "ours", wider, state)
-    embeddings = checkpoint.raw_config | {"vision_feature_layer": 0}
-    with pytest.raises((CheckpointError, ConfigError)):
-        save_pretrained(tmp_path / "ours", embeddings, state)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_tower_without_blocks_is_refused():
+    config = build(vision_feature_layer=0).config.to_dict()
+    with pytest.raises(ConfigError, match="vision_feature_layer: a tower without blocks cannot be exported"):
+        export_config(config, parse_config(config).vlm, np.float32)
+
+
+def test_config_without_parts_is_completed():
+    """The defaults that `vision_config` stands for when absent differ from those of a partial one."""
+    config = {"model_type": "llava"}
+    vlm = parse_config(config).vlm
+    exported = export_config(config, vlm, np.float32)
+    again = parse_config(exported).vlm
+    assert again.feature_layers == (23,)
+    assert dataclasses.replace(again, vision=vlm.vision) == vlm
+    assert dataclasses.replace(again.vision, num_layers=24) == vlm.vision
+    theirs = transformers.LlavaConfig.from_dict(exported)
+    assert (theirs.vision_config.num_hidden_layers, theirs.vision_feature_layer) == (23, -1)
+    assert (theirs.vision_config.hidden_size, theirs.vision_config.image_size) == (1024, 336)

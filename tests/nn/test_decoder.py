@@ -186,7 +186,9 @@ def test_cached_decoding_of_rows_of_unequal_length(name):
         close(jnp.concatenate(own), expected_decoding(name, row[: length + STEPS], length))
 
 
-@pytest.mark.parametrize("name", ["llama, head width of its own, all biases", "mistral, window shorter than both prompts"])
+@pytest.mark.parametrize(
+    "name", ["llama, head width of its own, all biases", "mistral, window shorter than both prompts"]
+)
 def test_several_tokens_at_an_offset(name):
     """A prompt read in two pieces is the prompt read in one."""
     ids = random_ids(2, LONG)

@@ -30,7 +30,7 @@ def test_norms_compute_in_float32(norm, dtype):
     layer = norm(width, eps, rngs=nnx.Rngs(0), dtype=dtype)
     scale, bias = (jnp.asarray(normal(width, seed=i), dtype) for i in (1, 2))
     layer.weight[...] = scale
-    tensors = [torch.from_numpy(np.asarray(a, np.float32)) for a in (x, scale, bias)]
+    tensors = [torch.from_numpy(np.array(a, np.float32)) for a in (x, scale, bias)]
     if norm is LayerNorm:
         layer.bias[...] = bias
         expected = torch.nn.functional.layer_norm(tensors[0], (width,), *tensors[1:], eps=eps)
@@ -38,7 +38,7 @@ def test_norms_compute_in_float32(norm, dtype):
         oracle = LlamaRMSNorm(width, eps)
         oracle.weight.data = tensors[1]
         expected = oracle(tensors[0])
-    ours = jax.jit(lambda x: layer(x))(x)
+    ours = jax.jit(layer)(x)
     assert ours.dtype == dtype
     precision = 2**-8 if dtype == jnp.bfloat16 else 1e-4
     np.testing.assert_allclose(np.asarray(ours, np.float32), expected.detach().numpy(), rtol=precision, atol=precision)

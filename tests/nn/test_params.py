@@ -11,11 +11,11 @@ from vila_jax.nn.params import abstract, dotted, fan_in, logical_axes, normal, o
 from vila_jax.nn.vlm import VLM
 
 
-def config(kind: str = "clip", width: int = 8, **decoder) -> VLMConfig:
+def config(kind: str = "clip", width: int = 6, **decoder) -> VLMConfig:
     return VLMConfig(
-        vision=VisionConfig(kind, 6, 10, 3, 2, 15, 5, "gelu", 1e-5),
+        vision=VisionConfig(kind, 6, 12, 3, 2, 15, 5, "gelu", 1e-5),
         projector=ProjectorConfig(2, 6, width),
-        decoder=DecoderConfig(31, width, 12, 2, 4, 2, 6, 1e-5, 64, **decoder),
+        decoder=DecoderConfig(31, width, 12, 2, 4, 2, 3, 1e-5, 64, **decoder),
         feature_layers=(2,),
         has_newline=True,
     )

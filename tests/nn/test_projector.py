@@ -1,5 +1,7 @@
 """The projector against transformers' and against plain PyTorch."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -26,7 +28,7 @@ def project(graphdef: nnx.GraphDef, state: nnx.State, x) -> jax.Array:
 def test_two_layers(theirs, ours, bias, feature_layers):
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(hidden_size=12),
-        text_config=hf.LlamaConfig(hidden_size=20),
+        text_config=hf.LlamaConfig(hidden_size=20, num_attention_heads=5),
         projector_hidden_act=theirs,
         multimodal_projector_bias=bias,
         vision_feature_layer=feature_layers,
@@ -45,12 +47,10 @@ def test_two_layers(theirs, ours, bias, feature_layers):
 def test_other_depths(layers):
     """`linear` has no activation at all, `mlp3x_gelu` none after the last layer."""
     widths = [7, *[11] * layers]
-    linears = [torch.nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)]
+    linears = [torch.nn.Linear(i, o) for i, o in itertools.pairwise(widths)]
     with_gelu = [module for linear in linears for module in (linear, torch.nn.GELU())][:-1]
     oracle = randomise(torch.nn.Sequential(*with_gelu))
-    graphdef, state = abstract(
-        lambda rngs: Projector(ProjectorConfig(layers, 7, 11), rngs=rngs, dtype=jnp.float32)
-    )
+    graphdef, state = abstract(lambda rngs: Projector(ProjectorConfig(layers, 7, 11), rngs=rngs, dtype=jnp.float32))
     filled = [
         (path, leaf.replace(jnp.asarray(getattr(linears[path[1]], path[2]).detach().numpy())))
         for path, leaf in nnx.to_flat_state(state)

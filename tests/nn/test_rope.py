@@ -1,12 +1,11 @@
 """Rotary frequencies against transformers' rules, with the numbers of published checkpoints."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers as hf
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-import jax.numpy as jnp
 
 from vila_jax.nn.config import RopeConfig
 from vila_jax.nn.rope import context_length, rotary_angles

@@ -20,7 +20,6 @@ def largest_remainder(
     Returns:
       int32 that sum to exactly `min(total, caps.sum())`.
     """
-    total = jnp.minimum(total, caps.sum(-1))
     weights = jnp.where(jnp.isfinite(shares) & (shares > 0), shares, 0.0)
     peak = weights.max(-1, keepdims=True)
     weights = weights / jnp.where(peak > 0, peak, 1.0)  # the sum of huge shares would overflow

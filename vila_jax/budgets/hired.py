@@ -148,7 +148,6 @@ class Hired(Method):
         mask = keep_top(content, jnp.ones_like(content, bool), best)
         found = sum_regions(mask.astype(jnp.int32), plan.extra["region"], plan.candidates.shape[1])
         tiles = jnp.take_along_axis(plan.extra["quota"], found, axis=1)
-        tiles = jnp.where(plan.candidates.any(-1), tiles, 0)
         return tiles.at[:, 0].set(plan.extra["overview"])
 
 

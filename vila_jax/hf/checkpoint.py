@@ -82,7 +82,7 @@ def open_checkpoint(
     shards, locations = _open_shards(folder) if weights else ({}, {})
     return Checkpoint(
         folder=folder,
-        config=_settle_tying(config, raw_config, locations),
+        config=_settle_tying(config, raw_config, locations) if weights else config,
         raw_config=raw_config,
         shards=shards,
         locations=locations,

@@ -5,12 +5,13 @@ beyond the parameters themselves stays at about two tensors.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from vila_jax.dist.rules import ShardingRules, sharding_for
@@ -88,16 +89,17 @@ def load_state(
 
 def _place(source: Source, shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding | None) -> jax.Array:
     """Reads one tensor, or of each device's part only that part, and puts it in place."""
-    placement = sharding or SingleDeviceSharding(jax.local_devices()[0])
-    parts: dict[str, np.ndarray] = {}
 
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        key = str(index)  # devices that hold copies of the same part share one read
-        if key not in parts:
-            parts[key] = source.shard.read(source.name, index).astype(dtype, copy=False)
-        return parts[key]
+    @functools.cache  # devices that hold copies of the same part share one read
+    def part(index: tuple[tuple[int | None, int | None], ...]) -> np.ndarray:
+        slices = tuple(slice(start, stop) for start, stop in index)
+        return source.shard.read(source.name, slices).astype(dtype, copy=False)
 
-    return jax.make_array_from_callback(shape, placement, part)
+    if sharding is None:
+        return jax.device_put(part(()))
+    return jax.make_array_from_callback(
+        shape, sharding, lambda index: part(tuple((i.start, i.stop) for i in index or ()))
+    )
 
 
 def match_tensors(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> dict[str, Source]:

@@ -1,7 +1,7 @@
 """The decode loop: chunks of steps inside one jit, over a donated cache of static length."""
 
-import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,7 @@ from vila_jax.nn.decoder import Cache
 State = nnx.State | dict
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("cache", "lengths", "token", "generated", "limit", "done"),
-    meta_fields=(),
-)
-@dataclasses.dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """Where every row of a batch stands.
 
     Attributes:
@@ -69,7 +63,7 @@ def decode_chunk(
         hidden, cache = decoder(
             decoder.embed(progress.token[:, None]), progress.lengths[:, None], progress.cache, progress.lengths
         )
-        progress = dataclasses.replace(progress, cache=cache, lengths=progress.lengths + ~progress.done)
+        progress = progress._replace(cache=cache, lengths=progress.lengths + ~progress.done)
         chosen = sampler(decoder.logits(hidden[:, 0]), progress.generated)
         emitted = jnp.where(progress.done, -1, chosen)
         return step + 1, advance(progress, chosen, end_tokens), tokens.at[:, step].set(emitted)
@@ -83,8 +77,7 @@ def advance(progress: Progress, chosen: Int[Array, " B"], end_tokens: Int[Array,
     """Takes the chosen tokens into the rows that are not done."""
     generated = progress.generated + ~progress.done
     ended = jnp.any(chosen[:, None] == end_tokens[None, :], axis=1) | (generated >= progress.limit)
-    return dataclasses.replace(
-        progress,
+    return progress._replace(
         token=jnp.where(progress.done, progress.token, chosen),
         generated=generated,
         done=progress.done | ended,

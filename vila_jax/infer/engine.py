@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Int
 
 from vila_jax.budgets import Budget
 from vila_jax.hf.config import ModelConfig
 from vila_jax.infer.decode import Progress, State, decode_chunk
 from vila_jax.infer.layout import Counts, Layout, Planner, Request
-from vila_jax.infer.prefill import prefill, prompt_logits
+from vila_jax.infer.prefill import prefill, prompt_logits, selection
 from vila_jax.infer.sampler import Sampler, SamplingOptions
 from vila_jax.text.slots import bucket
+from vila_jax.vision.preprocess import ProcessedImage
 
 CHUNK = 8
 """Decode steps per program: enough to hide the dispatch, few enough to stream."""
@@ -107,6 +109,18 @@ class Engine:
         logits, lengths = program(self.state, layout.prompts)
         return np.asarray(logits[0])[: int(lengths[0])]
 
+    def selection(self, image: ProcessedImage, *, budget: Budget | None) -> Int[np.ndarray, " kept"]:
+        """Flat indices (see `vila_jax.vision.geometry`) of the patches of a picture that become tokens, in token order.
+
+        The decoder does not run; without a budget nothing does.
+        """
+        if self.planner.effective(budget) is None:
+            return image.geometry.order()
+        layout = self.planner.layout([Request([self.config.image_token_id], [image])], budget, 0)
+        program = self._program("selection", selection, (self.state, layout.prompts), {"spec": layout.spec})
+        chosen = program(self.state, layout.prompts)
+        return np.asarray(chosen.indices[0])[np.asarray(chosen.valid[0])]
+
     def _chunks(
         self,
         layout: Layout,
@@ -127,11 +141,13 @@ class Engine:
             timings, "prefill", prefill, (self.state, layout.prompts, sampler, limit, ends), static
         )
         first, done = np.asarray(progress.token)[:rows], np.asarray(progress.done)[:rows]
+        if not done.all():  # compiled before the first token is handed out, so that a stream does not stall after it
+            self._compiled(timings, "decode", decode_chunk, (self.state, progress, sampler, ends), {"steps": CHUNK})
         yield Chunk([[int(token)] for token in first], done.tolist())
         while not done.all():
             if stopped:
                 mask = jnp.asarray([row in stopped for row in range(batch)])
-                progress = dataclasses.replace(progress, done=progress.done | mask)
+                progress = progress._replace(done=progress.done | mask)
                 if bool(jnp.all(progress.done)):
                     return
             progress, tokens = self._timed(
@@ -142,18 +158,27 @@ class Engine:
 
     def _timed(self, timings: Timings, name: str, function: Any, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
         """Runs a program to its end and adds the time to the phase of that name."""
+        program = self._compiled(timings, name, function, args, static)
+        start = time.perf_counter()
+        result = jax.block_until_ready(program(*args))
+        setattr(timings, name, getattr(timings, name) + time.perf_counter() - start)
+        return result
+
+    def _compiled(
+        self, timings: Timings, name: str, function: Any, args: tuple[Any, ...], static: dict[str, Any]
+    ) -> Any:
+        """The program for these arguments, compiled if this is the first time."""
         start = time.perf_counter()
         program = self._program(name, function, args, static)
-        compiled = time.perf_counter()
-        result = jax.block_until_ready(program(*args))
-        timings.compile += compiled - start
-        setattr(timings, name, getattr(timings, name) + time.perf_counter() - compiled)
-        return result
+        timings.compile += time.perf_counter() - start
+        return program
 
     def _program(self, name: str, function: Any, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
         """The compiled program for these shapes; compiling ahead of the call keeps its time apart."""
         leaves, structure = jax.tree.flatten(args[1:])  # the weights, args[0], are always the same
-        shapes = tuple((np.shape(leaf), str(np.asarray(leaf).dtype if np.isscalar(leaf) else leaf.dtype)) for leaf in leaves)
+        shapes = tuple(
+            (np.shape(leaf), str(np.asarray(leaf).dtype if np.isscalar(leaf) else leaf.dtype)) for leaf in leaves
+        )
         key = (name, structure, shapes, tuple(static.items()))
         if key not in self._programs:
             self.on_compile(name)

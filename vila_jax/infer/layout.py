@@ -3,6 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -135,7 +136,7 @@ class Planner:
             first += geometry.num_tiles
         return sources
 
-    def _pictures(self, images: list[ProcessedImage], budget: Budget | None, tiles: int) -> dict[str, object]:
+    def _pictures(self, images: list[ProcessedImage], budget: Budget | None, tiles: int) -> dict[str, Any]:
         """Tiles of all pictures, padded with black ones; with a budget, where each picture's tiles are, and plans."""
         if not images:
             return {}
@@ -149,7 +150,9 @@ class Planner:
         for i, image in enumerate(images):
             index[i, : image.geometry.num_tiles] = first + np.arange(image.geometry.num_tiles)
             first += image.geometry.num_tiles
-        plans = [make_plan(budget, image.geometry, self.max_tiles, zlib.crc32(image.pixels.tobytes())) for image in images]
+        plans = [
+            make_plan(budget, image.geometry, self.max_tiles, zlib.crc32(image.pixels.tobytes())) for image in images
+        ]
         return {"pixels": pixels, "tiles": index, "plan": stack_plans(plans, rows)}
 
     def _check_context(self, counts: list[Counts], new_tokens: int) -> None:

@@ -6,6 +6,7 @@ serves all pictures of a shape bucket.
 
 import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from vila_jax.budgets import Budget, Plan, required_intermediates, select_tokens
+from vila_jax.budgets import Budget, Plan, Selection, required_intermediates, select_tokens
 from vila_jax.infer.decode import Progress, State, advance
 from vila_jax.infer.sampler import Sampler
 from vila_jax.nn.config import VLMConfig
@@ -21,14 +22,8 @@ from vila_jax.nn.decoder import empty_cache
 from vila_jax.nn.vlm import VLM
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("token_ids", "source", "lengths", "pixels", "tiles", "plan"),
-    meta_fields=(),
-)
-@dataclasses.dataclass(frozen=True)
-class Prompts:
-    """A batch of laid-out prompts, padded on the right, with the tiles of all their pictures.
+class Prompts(NamedTuple):
+    """A batch of laid-out prompts, padded on the right, with the tiles of all their pictures (NumPy or JAX arrays).
 
     Attributes:
       token_ids: ids, anything at visual slots, `[B, T]`.
@@ -39,11 +34,11 @@ class Prompts:
       plan: with a budget, what it knows of every picture beforehand.
     """
 
-    token_ids: Int[Array, "B T"]
-    source: Int[Array, "B T"]
-    lengths: Int[Array, " B"]
-    pixels: Float[Array, "R 3 h w"] | None = None
-    tiles: Int[Array, "I P"] | None = None
+    token_ids: Int[Any, "B T"]
+    source: Int[Any, "B T"]
+    lengths: Int[Any, " B"]
+    pixels: Float[Any, "R 3 h w"] | None = None
+    tiles: Int[Any, "I P"] | None = None
     plan: Plan | None = None
 
 
@@ -62,9 +57,7 @@ class Spec:
     slots: int = 0
 
 
-def visual_tokens(
-    model: VLM, spec: Spec, prompts: Prompts
-) -> tuple[Float[Array, "V D"], Bool[Array, " V"] | None]:
+def visual_tokens(model: VLM, spec: Spec, prompts: Prompts) -> tuple[Float[Array, "V D"], Bool[Array, " V"] | None]:
     """The table of visual tokens that `source` points into, and with a budget which of its rows are used.
 
     All tokens:     tile after tile, `R x N` rows, then the newline (if the model has one).
@@ -77,16 +70,23 @@ def visual_tokens(
         features, _ = model.encode(pixels)
         visual = model.project(features)
         return model.with_newline(visual.reshape(-1, visual.shape[-1])), None
-    assert prompts.tiles is not None and prompts.plan is not None
-    roles = required_intermediates(spec.budget, spec.config.vision, spec.config.vision_depth)
-    features, found = model.encode(pixels, tuple(roles.values()))
-    inputs = {role: per_picture(found[name], prompts.tiles) for role, name in roles.items()}
-    chosen = select_tokens(spec.budget, inputs, prompts.plan, spec.slots)
+    features, chosen = select_patches(model, spec, prompts)
     patches = features.shape[1]
     index = jnp.maximum(chosen.indices, 0)
+    assert prompts.tiles is not None
     tile = jnp.take_along_axis(prompts.tiles, index // patches, axis=1)
     visual = model.project(features[tile, index % patches])
     return visual.reshape(-1, visual.shape[-1]), chosen.valid.reshape(-1)
+
+
+def select_patches(model: VLM, spec: Spec, prompts: Prompts) -> tuple[Float[Array, "R N Dv"], Selection]:
+    """Tower features of all tiles, and for every picture the patches that the budget keeps."""
+    assert spec.budget is not None
+    assert prompts.pixels is not None and prompts.tiles is not None and prompts.plan is not None
+    roles = required_intermediates(spec.budget, spec.config.vision, spec.config.vision_depth)
+    features, found = model.encode(prompts.pixels, tuple(roles.values()))
+    inputs = {role: per_picture(found[name], prompts.tiles) for role, name in roles.items()}
+    return features, select_tokens(spec.budget, inputs, prompts.plan, spec.slots)
 
 
 def per_picture(rows: Float[Array, "R heads N"], tiles: Int[Array, "I P"]) -> Float[Array, "I P N"]:
@@ -100,8 +100,7 @@ def close_gaps(prompts: Prompts, valid: Bool[Array, " V"]) -> Prompts:
     used = jnp.where(prompts.source >= 0, valid[jnp.maximum(prompts.source, 0)], True)
     used = used & (token < prompts.lengths[:, None])
     order = jnp.argsort(~used, axis=1, stable=True)
-    return dataclasses.replace(
-        prompts,
+    return prompts._replace(
         token_ids=jnp.take_along_axis(prompts.token_ids, order, axis=1),
         source=jnp.take_along_axis(prompts.source, order, axis=1),
         lengths=jnp.sum(used, axis=1, dtype=jnp.int32),
@@ -163,6 +162,12 @@ def prompt_logits(
     embedded, lengths = embed_prompts(model, spec, prompts)
     hidden, _ = model.decoder(embedded, positions_of(prompts.token_ids))
     return model.decoder.logits(hidden), lengths
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "spec"))
+def selection(graphdef: nnx.GraphDef, state: State, prompts: Prompts, *, spec: Spec) -> Selection:
+    """The patches of every picture that the budget keeps; of the model only the tower runs."""
+    return select_patches(nnx.merge(graphdef, state), spec, prompts)[1]
 
 
 def _dtype(spec: Spec) -> DTypeLike:

@@ -6,6 +6,7 @@ token: a row of a batch gives the same tokens as the same request alone.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,13 +52,17 @@ class SamplingOptions:
 class Sampler:
     """The settings of all rows of a batch, as arrays; a change of their values compiles nothing.
 
-    The two static flags leave out work that no row needs: `greedy` all sampling, `filtered=False` the sort.
+    Attributes:
+      temperature, top_k, top_p: of every row, `[B]`.
+      key: data of the random key of every row, `[B, 2]`.
+      greedy, filtered: static; they leave out work that no row needs: all sampling, and the sort.
     """
 
-    temperature: Float[Array, " B"]
-    top_k: Int[Array, " B"]
-    top_p: Float[Array, " B"]
-    key: Array
+    # Leaves of a pytree can be anything while JAX traces, hence no array types here.
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    key: Any
     greedy: bool
     filtered: bool
 
@@ -86,9 +91,7 @@ class Sampler:
         return jnp.where(self.temperature == 0, best, drawn)
 
 
-def keep_likely(
-    logits: Float[Array, "B C"], top_k: Int[Array, " B"], top_p: Float[Array, " B"]
-) -> Float[Array, "B C"]:
+def keep_likely(logits: Float[Array, "B C"], top_k: Int[Array, " B"], top_p: Float[Array, " B"]) -> Float[Array, "B C"]:
     """Sets everything outside the top k, and then outside the nucleus of p, to -inf.
 
     Source: the order and the "smallest set that reaches p" rule of transformers' logits processors.

@@ -21,7 +21,7 @@ Implementation = Literal["xla", "cudnn"]
 _MASKED = -1e30  # not -inf: a row without any visible key must give numbers, not NaN
 
 
-def attention(  # noqa: PLR0913 - the vocabulary that all kernels share
+def attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
@@ -135,7 +135,7 @@ def cudnn_works() -> bool:
         with jax.ensure_compile_time_eval():  # the first question is asked while a model is being traced
             x = jnp.ones((1, 128, 2, 64), jnp.bfloat16)
             jax.block_until_ready(jax.jit(run)(x, x, x))
-    except Exception as error:  # noqa: BLE001 - any failure of the probe means: not here
+    except Exception as error:  # any failure of the probe means: not here
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         warnings.warn(f"cuDNN attention does not work here, XLA attention is used: {reason}", stacklevel=2)
         return False

@@ -147,11 +147,12 @@ class Decoder(nnx.Module):
           Hidden states ready for `logits`, and the cache.
         """
         rotation = rotary_angles(self.rope, self.head_dim, positions)
-        written = []
+        written: list[LayerCache] = []
         for i, block in enumerate(self.layers):
             with jax.named_scope(f"decoder_layer_{i}"):
                 x, layer_cache = block(x, rotation, None if cache is None else cache[i], offset, segments)
-            written.append(layer_cache)
+            if layer_cache is not None:
+                written.append(layer_cache)
         return self.norm(x), None if cache is None else tuple(written)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:

@@ -29,10 +29,7 @@ def normal(stddev: float) -> Initializer:
 
 def fan_in(shape: tuple[int, ...]) -> Initializer:
     """LeCun normal for a kernel whose first axis is the output."""
-    size = 1
-    for n in shape[1:]:
-        size *= n
-    return jax.nn.initializers.truncated_normal(size**-0.5)
+    return jax.nn.initializers.lecun_normal(in_axis=tuple(range(1, len(shape))), out_axis=0)
 
 
 def weight(

@@ -1,5 +1,7 @@
 """The projector: from the tower's width to the decoder's."""
 
+import itertools
+
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -16,10 +18,7 @@ class Projector(nnx.Module):
         widths = [config.in_features] + [config.out_features] * config.num_layers
         axes = ("projector_out", "projector_in")
         self.layers = nnx.List(
-            [
-                Linear(i, o, axes, bias=config.bias, rngs=rngs, dtype=dtype)
-                for i, o in zip(widths[:-1], widths[1:], strict=True)
-            ]
+            [Linear(i, o, axes, bias=config.bias, rngs=rngs, dtype=dtype) for i, o in itertools.pairwise(widths)]
         )
 
     def __call__(self, x: Float[Array, "*batch Dv"]) -> Float[Array, "*batch D"]:

@@ -13,7 +13,7 @@ from vila_jax.nn.config import RopeConfig
 
 
 def frequencies(config: RopeConfig, head_dim: int) -> np.ndarray:
-    """Inverse wavelength of each rotated pair, float32 `[H/2]`, after scaling (except `dynamic`, which needs a length)."""
+    """Inverse wavelength of each rotated pair, float32 `[H/2]`, after scaling (not `dynamic`, which needs a length)."""
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     base = (1.0 / np.float32(config.theta) ** exponent).astype(np.float32)
     match config.scaling:

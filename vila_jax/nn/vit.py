@@ -85,9 +85,7 @@ def class_attention(q: Float[Array, "R N H"], k: Float[Array, "R P N H"]) -> Flo
 
     At the highest precision, because tokens are ranked by it: the ranking must not depend on the device.
     """
-    scores = jnp.einsum(
-        "RNH,RPNH->RNP", q, k, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
-    )
+    scores = jnp.einsum("RNH,RPNH->RNP", q, k, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
     return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
 
 

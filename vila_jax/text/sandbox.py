@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -288,6 +289,13 @@ def _metered_test(function: Any) -> Callable[..., Any]:
     return call
 
 
+_SCALARS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+)
+
+
 def plain_data(value: Any) -> Any:
     """A copy of the value made of JSON's types alone; anything else becomes the name of its type.
 
@@ -296,8 +304,9 @@ def plain_data(value: Any) -> Any:
     """
     if value is None or type(value) in (bool, int, float, str):  # not their subclasses, which may carry methods
         return value
-    if isinstance(value, str | int | float):
-        return next(kind(value) for kind in (str, int, float) if isinstance(value, kind))
+    for kind, convert in _SCALARS:
+        if isinstance(value, kind):
+            return convert(value)
     if isinstance(value, Mapping):
         return {str(key): plain_data(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -312,7 +321,9 @@ def _environment() -> TemplateEnvironment:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(source: str) -> jinja2.Template:
-    return _environment().from_string(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # published templates hold escapes like "<\\s>"
+        return _environment().from_string(source)
 
 
 def render_template(source: str, variables: Mapping[str, Any], limits: TemplateLimits) -> str:

@@ -5,6 +5,7 @@ A template is a Jinja program that comes with the checkpoint; `vila_jax.text.san
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from vila_jax.text.tokenizer import Tokenizer
 
 _LIMITS = sandbox.TemplateLimits()
 _PROBE = "kqzvxwj"  # a text that no template writes by itself
+# The probe as a message says it, not as part of a printed list: [{'type': 'text', 'text': 'kqzvxwj'}].
+_PRINTED = re.compile(rf"""(?<!['"]text['"]: ['"]){_PROBE}""", re.IGNORECASE)
 
 
 def render(messages: Any, tokenizer: Tokenizer, style: Style, *, add_generation_prompt: bool = True) -> str:
@@ -163,4 +166,4 @@ def _reads(
         raise
     except Exception:  # this conversation does not suit the template, or no conversation does: rendering will tell
         return False
-    return _PROBE in text and not any(word in text for word in ("'type'", '"type"'))
+    return _PRINTED.search(text) is not None

@@ -153,7 +153,8 @@ def _read_backend(folder: epath.Path, config: Mapping[str, Any]) -> tuple[tokeni
 
 def _hold_image_token(backend: tokenizers.Tokenizer, token: str, expected: int | None) -> tuple[str, int]:
     """Makes the image token one special token, with the id that the model expects."""
-    backend.add_special_tokens([token])  # gives the next free id when it is missing, and changes no id otherwise
+    if token not in {added.content for added in backend.get_added_tokens_decoder().values()}:
+        backend.add_special_tokens([token])  # the next free id, or the one that the vocabulary has for it
     found = backend.token_to_id(token)
     if expected is not None and found != expected:
         raise CheckpointError(

@@ -1,0 +1,41 @@
+# Everything starts from Python and make alone. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test check format clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo ## answer questions about drawn scenes with the embedded model; pictures go to demo_out/
+	$(BIN)/vila-jax demo --out demo_out
+
+test: $(VENV)/.test ## the whole test suite (CPU, no network)
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.test ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what make has made
+	rm -rf $(VENV) .cache demo_out
+
+# The stamps depend on pyproject.toml, so that changed requirements are installed.
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("vila_jax needs Python 3.11 or newer" * (sys.version_info < (3, 11)))'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[demo]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[test]'
+	touch $@

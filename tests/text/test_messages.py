@@ -1,0 +1,77 @@
+"""Conversations are checked, and their images found."""
+
+import pytest
+
+from vila_jax.errors import PromptError
+from vila_jax.text.messages import collect_images, fill_images, flat_text, validate
+
+TEXT = {"type": "text", "text": "hi"}
+
+
+def user(*parts):
+    return {"role": "user", "content": list(parts)}
+
+
+def image(**source):
+    return {"type": "image", **source}
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        ("hi", "must be a list of messages, got str"),
+        ({"role": "user", "content": "hi"}, "must be a list of messages, got dict"),
+        (None, "got NoneType"),
+        ([], "holds no message"),
+        (["hi"], r"messages\[0\].*keys"),
+        ([{"role": "user"}], r"messages\[0\].*keys"),
+        ([{"role": "human", "content": "hi"}], r"messages\[0\].*'human'.*system, user, assistant"),
+        ([{"role": ["user"], "content": "hi"}], r"unknown role \['user'\]"),
+        ([{"role": "user", "content": ""}], "user message is empty"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}], r"messages\[1\].*is empty"),
+        ([user()], "has no parts"),
+        ([{"role": "user", "content": None}], "got NoneType"),
+        ([{"role": "user", "content": TEXT}], "got dict"),
+        ([user("hi")], r"content\[0\].*must be a mapping"),
+        ([user(TEXT, {"type": "image_url"})], r"messages\[0\].content\[1\].*'image_url'.*image, url, path"),
+        ([user({"text": "hi"})], "unknown part type None"),
+        ([user({"type": "text"})], 'a string under "text"'),
+        ([user({"type": "text", "text": 3})], 'a string under "text"'),
+    ],
+)
+def test_malformed_conversations(messages, complaint):
+    for function in (validate, collect_images, lambda m: fill_images(m, [])):
+        with pytest.raises(PromptError, match=complaint):
+            function(messages)
+
+
+def test_an_empty_system_message_is_allowed():
+    messages = [{"role": "system", "content": ""}, {"role": "user", "content": "hi"}]
+    assert validate(tuple(messages)) == messages
+
+
+def test_images_in_order():
+    pixels = object()
+    messages = [
+        user(image(path="a.png"), TEXT, image(url="http://b", path=None)),
+        {"role": "assistant", "content": "an answer"},
+        user(image(), image(image=pixels, path="unused"), image(image=None)),
+    ]
+    assert collect_images(messages) == ["a.png", "http://b", pixels]
+    assert fill_images(messages, ["c", "d"]) == ["a.png", "http://b", "c", pixels, "d"]
+
+
+@pytest.mark.parametrize("images", [[], ["c"], ["c", "d", "e"]])
+def test_wrong_number_of_separate_images(images):
+    with pytest.raises(PromptError, match=rf"2 image parts.*name no source, and {len(images)} images"):
+        fill_images([user(image(), image(path="a.png"), image())], images)
+
+
+def test_placeholders_inside_texts_take_the_separate_images():
+    assert fill_images([{"role": "user", "content": "<image>\nWhat?"}], ["a", "b"]) == ["a", "b"]
+
+
+def test_flat_text():
+    parts = [TEXT, image(path="a"), {"type": "text", "text": "there"}, image()]
+    assert flat_text(parts, "<image>\n") == "<image>\n<image>\nhi there"
+    assert flat_text("as <image> it is", "<img>") == "as <image> it is"

@@ -1,0 +1,54 @@
+"""Floating-point operations of each stage of a request, counted from the config alone.
+
+One multiply-add counts as two; only matrix products count (no norms, softmax, activations or rotary embedding). Causal
+attention counts the visible half only, the tower's attention the full square. The head is applied to the last position
+of a prompt alone.
+"""
+
+from vila_jax.nn.config import DecoderConfig, VLMConfig
+
+
+def tower_flops(config: VLMConfig) -> int:
+    """One tile through the patch embedding and the blocks that are built."""
+    vision = config.vision
+    width, positions = vision.hidden_size, vision.num_positions
+    linear = 2 * positions * (4 * width * width + 2 * width * vision.intermediate_size)
+    attention = 4 * positions**2 * width
+    return config.vision_depth * (linear + attention) + 2 * vision.num_patches * vision.patch_size**2 * 3 * width
+
+
+def projector_flops(config: VLMConfig, tokens: int) -> int:
+    """`tokens` visual tokens through the projector."""
+    projector = config.projector
+    first = projector.in_features * projector.out_features
+    return 2 * tokens * (first + (projector.num_layers - 1) * projector.out_features**2)
+
+
+def decoder_flops(config: DecoderConfig, tokens: int) -> int:
+    """`tokens` tokens of a prompt through the decoder, and the head on the last of them."""
+    pairs = sum(visible_pairs(tokens, config.sliding_window(layer)) for layer in range(config.num_layers))
+    attention = 4 * config.num_heads * config.head_dim * pairs
+    return 2 * tokens * layer_weights(config) + attention + 2 * config.hidden_size * config.vocab_size
+
+
+def layer_weights(config: DecoderConfig) -> int:
+    """Entries of the weight matrices of all decoder layers."""
+    attention = 2 * config.hidden_size * (config.num_heads + config.num_kv_heads) * config.head_dim
+    return config.num_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
+
+
+def visible_pairs(tokens: int, window: int | None) -> int:
+    """Pairs of a query and a key that it sees: every token sees itself and the `window - 1` before it, or all."""
+    seen = tokens if window is None else min(window, tokens)
+    return seen * (seen + 1) // 2 + (tokens - seen) * seen
+
+
+def prefill_flops(config: VLMConfig, tiles: int, visual: int, text: int) -> int:
+    """One prompt: `tiles` tiles, of which `visual` tokens are kept, and `text` tokens of text.
+
+    Args:
+      visual: tokens that reach the decoder. With a budget these alone are projected; without one padding and newline
+        tokens make the number projected differ a little, which is neglected.
+    """
+    seen = tiles * tower_flops(config) + projector_flops(config, visual)
+    return seen + decoder_flops(config.decoder, visual + text)

@@ -1,0 +1,99 @@
+"""Bytes that a model takes on its devices, counted from the config alone."""
+
+import dataclasses
+import math
+
+from flax import nnx
+from jax.typing import DTypeLike
+
+from vila_jax.hf.load import abstract_model
+from vila_jax.nn.config import DecoderConfig, VLMConfig
+from vila_jax.nn.params import dotted
+
+FLOAT32 = 4
+
+
+def parameter_counts(config: VLMConfig) -> dict[str, int]:
+    """Entries of the weights that are built, by part: `vision_tower`, `projector`, `newline`, `decoder.embedding`,
+    `decoder.layers`, `decoder.norm` and `decoder.head`; parts that the model lacks are left out."""
+    counts: dict[str, int] = {}
+    for name, shape in parameter_shapes(config).items():
+        part, *rest = name.split(".")
+        part = f"decoder.{rest[0]}" if part == "decoder" else part
+        counts[part] = counts.get(part, 0) + math.prod(shape)
+    return counts
+
+
+def parameter_shapes(config: VLMConfig, dtype: DTypeLike = "float32") -> dict[str, tuple[int, ...]]:
+    """Dotted path of every weight -> its shape."""
+    _, state = abstract_model(config, dtype)
+    return {dotted(path): leaf.get_value().shape for path, leaf in nnx.to_flat_state(state)}
+
+
+def kv_bytes_per_token(config: DecoderConfig, itemsize: int) -> int:
+    """Keys and values of one token in all layers."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of a batch of equal requests, at the moment when memory is fullest.
+
+    Attributes:
+      weights: all parameters.
+      cache: keys and values, at the static length that the engine allocates.
+      logits: float32 scores of the next token.
+      working: an estimate of what a prefill needs besides, in its hungriest layer.
+    """
+
+    weights: int
+    cache: int
+    logits: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.logits + self.working
+
+
+def memory_plan(
+    config: VLMConfig, *, itemsize: int, batch: int, tiles: int, prompt: int, cache_length: int, flash: bool
+) -> MemoryPlan:
+    """Plans the memory of a batch.
+
+    Args:
+      itemsize: bytes of one weight or activation.
+      tiles: of the whole batch.
+      prompt: padded length of every row.
+      cache_length: static length of the cache.
+      flash: whether attention runs without writing its scores to memory.
+    """
+    return MemoryPlan(
+        weights=itemsize * sum(parameter_counts(config).values()),
+        cache=batch * cache_length * kv_bytes_per_token(config.decoder, itemsize),
+        logits=batch * config.decoder.vocab_size * FLOAT32,
+        working=max(
+            tower_working_bytes(config, tiles, itemsize, flash),
+            decoder_working_bytes(config.decoder, batch, prompt, itemsize, flash),
+        ),
+    )
+
+
+def tower_working_bytes(config: VLMConfig, tiles: int, itemsize: int, flash: bool) -> int:
+    """Activations of one tower block: the MLP's or the attention's, whichever is more, and the feature layers."""
+    vision = config.vision
+    rows = tiles * vision.num_positions
+    kept = rows * vision.hidden_size * (1 + len(config.feature_layers)) * itemsize
+    mlp = rows * 2 * vision.intermediate_size * itemsize
+    heads = 0 if flash else tiles * vision.num_heads * vision.num_positions**2 * (FLOAT32 + itemsize)
+    return kept + max(mlp, rows * 4 * vision.hidden_size * itemsize + heads)
+
+
+def decoder_working_bytes(config: DecoderConfig, batch: int, tokens: int, itemsize: int, flash: bool) -> int:
+    """Activations of one decoder layer over a whole prompt: the MLP's or the attention's, whichever is more."""
+    rows = batch * tokens
+    residual = 2 * rows * config.hidden_size * itemsize
+    mlp = rows * 3 * config.intermediate_size * itemsize
+    projections = rows * (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim * itemsize
+    scores = 0 if flash else batch * config.num_heads * tokens**2 * (FLOAT32 + itemsize)
+    return residual + max(mlp, projections + scores)

@@ -1,0 +1,63 @@
+"""Arguments that several commands share, and types that check their values."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL and --revision."""
+    parser.add_argument("model", metavar="MODEL", help="folder of a checkpoint, or an id on the Hugging Face Hub")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit on the Hub")
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """--dtype."""
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of weights and computation (default: bfloat16 on accelerators, float32 on CPUs)",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
+
+
+def whole(minimum: int) -> Callable[[str], int]:
+    """A type for whole numbers from `minimum`."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
+        return value
+
+    return read
+
+
+def temperature(text: str) -> float:
+    """A type for 0 and positive numbers."""
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected 0 (greedy) or a positive number, got {text!r}")
+    return value
+
+
+def probability(text: str) -> float:
+    """A type for numbers in (0, 1]."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a probability in (0, 1], got {text!r}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,159 @@
+"""Asks a model about pictures and prints its answer as it comes.
+
+Without --raw-prompt the prompt is what a user says after showing the pictures: it goes through the chat template of the
+checkpoint, or the conversation style of the model. With it, the prompt is taken as it is, and must hold one <image> per
+picture.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from vila_jax.cli import arguments, terminal, units
+from vila_jax.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from vila_jax.infer.answers import Generation
+    from vila_jax.model import Model
+
+SUMMARY = "ask a model about pictures"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `vila-jax ask`."""
+    arguments.add_model(parser)
+    parser.add_argument(
+        "--image", metavar="F", action="append", default=[], help="a picture; repeat it for several, in order"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", required=True, help="the question")
+    parser.add_argument("--raw-prompt", action="store_true", help="take the prompt as it is, <image> included")
+    parser.add_argument("--budget", metavar="SPEC", help="visual-token budget, e.g. hired:0.2 (default: all tokens)")
+    parser.add_argument("--max-new-tokens", metavar="N", type=arguments.whole(1), default=128, help="default: 128")
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument(
+        "--temperature", metavar="T", type=arguments.temperature, default=0.0, help="default: 0, always the likeliest"
+    )
+    sampling.add_argument(
+        "--top-k", metavar="K", type=arguments.whole(0), default=0, help="among the K likeliest tokens only"
+    )
+    sampling.add_argument(
+        "--top-p", metavar="P", type=arguments.probability, default=1.0, help="among the likeliest that reach P only"
+    )
+    sampling.add_argument("--seed", metavar="S", type=arguments.whole(0), default=0, help="default: 0")
+    parser.add_argument(
+        "--stop", metavar="S", action="append", default=[], help="text that ends the answer; repeat it for several"
+    )
+    parser.add_argument("--ignore-eos", action="store_true", help="go on after end tokens")
+    arguments.add_dtype(parser)
+    arguments.add_json(parser)
+    parser.add_argument("--no-stream", action="store_true", help="print the answer when it is complete")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answers one prompt."""
+    from vila_jax.cli.cache import enable_compile_cache
+    from vila_jax.vision.open import open_image
+
+    images = [open_image(source) for source in args.image]  # before gigabytes of weights are read
+    enable_compile_cache()
+    start = time.perf_counter()
+    with Progress(enabled=not args.json) as progress:
+        model = _load(args, progress)
+        loaded = time.perf_counter()
+        result = _answer(model, args, images, progress)
+    if args.json:
+        terminal.print_json(_summary(result, loaded - start))
+    else:
+        terminal.stderr().print(closing_line(result), style="dim", soft_wrap=True)
+    return 0
+
+
+def _load(args: argparse.Namespace, progress: Progress) -> "Model":
+    from vila_jax.model import from_pretrained
+
+    return from_pretrained(
+        args.model,
+        dtype=args.dtype,
+        budget=args.budget,
+        revision=args.revision,
+        on_tensor=progress.on_tensor,
+        on_compile=progress.on_compile,
+    )
+
+
+def _answer(model: "Model", args: argparse.Namespace, images: list[Any], progress: Progress) -> "Generation":
+    progress.phase("preparing the request")
+    prompt: dict[str, Any] = {"prompt": args.prompt, "images": images}
+    if not args.raw_prompt:
+        content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": args.prompt}]
+        prompt = {"messages": [{"role": "user", "content": content}]}
+    answers = model.answers(
+        **prompt,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        stop=args.stop,
+        ignore_eos=args.ignore_eos,
+    )
+    pieces = (piece for [piece] in answers)
+    if args.json or args.no_stream:
+        _wait(pieces, progress)
+        [result] = answers.results()
+        if not args.json:
+            print(terminal.printable(result.text, sys.stdout))
+        return result
+    _stream(pieces, progress)
+    return answers.results()[0]
+
+
+def _wait(pieces: Iterable[str], progress: Progress) -> None:
+    for i, _ in enumerate(pieces):
+        if i == 0:
+            progress.phase("generating")
+
+
+def _stream(pieces: Iterable[str], progress: Progress) -> None:
+    for piece in pieces:
+        if piece:
+            progress.mute()
+            sys.stdout.write(terminal.printable(piece, sys.stdout))
+            sys.stdout.flush()
+    print()
+
+
+def _summary(result: "Generation", load: float) -> dict[str, Any]:
+    timings = result.timings
+    return {
+        "text": result.text,
+        "token_ids": list(result.token_ids),
+        "prompt_tokens": result.usage.prompt_tokens,
+        "visual_tokens": {"full": result.usage.visual_tokens_full, "kept": result.usage.visual_tokens_kept},
+        "finish_reason": result.finish_reason,
+        "timings_s": {
+            "load": load,
+            "compile": timings.compile,
+            "preprocess": timings.preprocess,
+            "prefill": timings.prefill,
+            "decode": timings.decode,
+            "time_to_first_token": timings.time_to_first_token,
+        },
+    }
+
+
+def closing_line(result: "Generation") -> str:
+    """One line about what was read and written, and how fast."""
+    usage, timings = result.usage, result.timings
+    parts = [f"{usage.prompt_tokens:,} prompt tokens"]
+    if usage.visual_tokens_full:
+        parts.append(f"visual {usage.visual_tokens_full:,} → {usage.visual_tokens_kept:,}")
+    parts.append(f"first token {units.seconds(timings.time_to_first_token)}")
+    rest = usage.completion_tokens - 1  # the first one belongs to the prefill
+    speed = f" at {units.number(rest / timings.decode)}/s" if rest > 0 and timings.decode > 0 else ""
+    parts.append(f"{usage.completion_tokens:,} new tokens{speed} ({result.finish_reason})")
+    if timings.compile >= 0.1:
+        parts.append(f"compiled in {units.seconds(timings.compile)}")
+    return " · ".join(parts)

@@ -1,0 +1,205 @@
+"""Everything that `vila-jax inspect` says about a checkpoint, as plain data. No weight is read."""
+
+import collections
+from typing import Any
+
+import jax
+import numpy as np
+
+from vila_jax.bench import flops, memory
+from vila_jax.budgets import Budget
+from vila_jax.errors import BudgetError, CheckpointError
+from vila_jax.hf.checkpoint import Checkpoint
+from vila_jax.hf.load import match_tensors
+from vila_jax.infer.buckets import count_bucket, tile_bucket
+from vila_jax.infer.layout import Planner
+from vila_jax.nn.attention import choose_implementation
+from vila_jax.text.slots import bucket
+from vila_jax.text.styles import STYLES, style_for
+from vila_jax.text.tokenizer import Tokenizer
+from vila_jax.vision.geometry import TileGeometry
+
+TEXT_TOKENS, NEW_TOKENS = 64, 128
+"""What the memory plan assumes of every request."""
+
+Facts = dict[str, Any]
+
+_PARTS = (
+    "vision_tower",
+    "projector",
+    "newline",
+    "decoder.embedding",
+    "decoder.layers",
+    "decoder.norm",
+    "decoder.head",
+)  # in the order of a request
+
+
+def network(checkpoint: Checkpoint) -> Facts:
+    """The architecture, part by part."""
+    vlm = checkpoint.config.vlm
+    vision, decoder = vlm.vision, vlm.decoder
+    windows = {decoder.sliding_window(layer) for layer in range(decoder.num_layers)}
+    return {
+        "vision_tower": {
+            "kind": vision.kind,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "patches": vision.num_patches,
+            "width": vision.hidden_size,
+            "heads": vision.num_heads,
+            "blocks_built": vlm.vision_depth,
+            "blocks_in_config": vision.num_layers,
+            "feature_layers": list(vlm.feature_layers),
+        },
+        "projector": {
+            "layers": vlm.projector.num_layers,
+            "in": vlm.projector.in_features,
+            "out": vlm.projector.out_features,
+            "activation": vlm.projector.hidden_act,
+        },
+        "decoder": {
+            "layers": decoder.num_layers,
+            "width": decoder.hidden_size,
+            "heads": decoder.num_heads,
+            "kv_heads": decoder.num_kv_heads,
+            "head_dim": decoder.head_dim,
+            "vocabulary": decoder.vocab_size,
+            "rope_theta": decoder.rope.theta,
+            "rope_scaling": decoder.rope.scaling,
+            "sliding_window": min((window for window in windows if window is not None), default=None),
+            "tied_embeddings": decoder.tie_embeddings,
+        },
+    }
+
+
+def prompts(checkpoint: Checkpoint, name: str) -> Facts:
+    """Special tokens, and how a conversation becomes a text. Without tokenizer files, what the config tells.
+
+    Args:
+      name: of the model or its folder, which tells its conversation style (which may have several names).
+    """
+    config = checkpoint.config
+    ids: dict[str, list[int]] = {
+        "image": [config.image_token_id],
+        "bos": [] if config.bos_id is None else [config.bos_id],
+        "eos": list(config.eos_ids),
+        "pad": [] if config.pad_id is None else [config.pad_id],
+    }
+    tokens, template, problem = {}, None, None
+    try:
+        tokenizer = Tokenizer.from_folder(checkpoint.folder, image_token_id=config.image_token_id)
+        template = tokenizer.chat_template
+        tokens = {kind: tokenizer.decode(own, skip_special_tokens=False) for kind, own in ids.items()}
+    except CheckpointError as error:
+        problem = str(error)
+    style = style_for((checkpoint.raw_config.get("text_config") or {}).get("model_type", "llama"), name)
+    return {
+        "special_tokens": {kind: {"ids": own, "text": tokens.get(kind)} for kind, own in ids.items() if own},
+        "chat_template": template is not None,
+        "styles": [key for key, known in STYLES.items() if known is style],
+        "tokenizer_problem": problem,
+    }
+
+
+def parameters(checkpoint: Checkpoint, itemsize: int) -> list[Facts]:
+    """Number and bytes of the parameters that are built, by part, and their sum."""
+    counts = memory.parameter_counts(checkpoint.config.vlm)
+    counts = {part: counts[part] for part in _PARTS if part in counts}
+    rows = [{"part": part, "parameters": n, "bytes": n * itemsize} for part, n in counts.items()]
+    total = sum(counts.values())
+    return [*rows, {"part": "total", "parameters": total, "bytes": total * itemsize}]
+
+
+def weights(checkpoint: Checkpoint, problem: str | None) -> Facts:
+    """What the headers of the files tell, and whether every tensor is accounted for.
+
+    Args:
+      problem: why the files could not be opened, if they could not.
+    """
+    infos = [info for shard in checkpoint.shards.values() for info in shard.tensors.values()]
+    used = 0
+    if problem is None:
+        try:
+            used = len(match_tensors(checkpoint, memory.parameter_shapes(checkpoint.config.vlm)))
+        except CheckpointError as error:
+            problem = str(error)
+    return {
+        "usable": problem is None,
+        "problem": problem,
+        "files": len(checkpoint.shards),
+        "tensors": len(infos),
+        "tensors_used": used,
+        "bytes": checkpoint.nbytes,
+        "dtypes": sorted(collections.Counter(info.dtype for info in infos)),
+    }
+
+
+def pictures(checkpoint: Checkpoint) -> list[TileGeometry]:
+    """One picture for every way in which the model cuts pictures into tiles, filling its canvas."""
+    config = checkpoint.config
+    side, tile = config.vlm.vision.side, config.vlm.vision.image_size
+    if config.grid_pinpoints is None:
+        return [TileGeometry(side, (tile, tile))]
+    return [TileGeometry(side, (h, w), (h // tile, w // tile)) for h, w in config.grid_pinpoints]
+
+
+def visual_tokens(checkpoint: Checkpoint, budgets: list[Budget | None]) -> list[Facts]:
+    """Tiles and visual tokens of each kind of picture, under each budget; None where the budget cannot be met."""
+    planner = Planner(checkpoint.config, "float32", 0)
+    rows = []
+    for geometry in pictures(checkpoint):
+        kept = {budget_name(budget): _count(planner, geometry, budget) for budget in budgets}
+        rows.append(
+            {"image_size": geometry.image_size, "grid": geometry.grid, "tiles": geometry.num_tiles, "tokens": kept}
+        )
+    return rows
+
+
+def _count(planner: Planner, geometry: TileGeometry, budget: Budget | None) -> int | None:
+    try:
+        return planner.visual_count(geometry, budget)
+    except BudgetError:
+        return None
+
+
+def memory_plans(checkpoint: Checkpoint, budgets: list[Budget | None], batch: int, dtype: np.dtype) -> list[Facts]:
+    """Memory and work of a batch of requests with the picture that has most tokens, for each budget that it can meet."""
+    config = checkpoint.config
+    vlm, planner = config.vlm, Planner(config, dtype.name, 0)
+    geometry = max(pictures(checkpoint), key=lambda own: planner.visual_count(own, None))
+    rows, tiles = count_bucket(batch), tile_bucket([geometry] * batch, planner.max_tiles)
+    flash = choose_implementation(dtype, vlm.decoder.head_dim, jax.default_backend()) != "xla"
+    plans = []
+    for budget in budgets:
+        visual = _count(planner, geometry, budget)
+        if visual is None:
+            continue
+        prompt = visual + TEXT_TOKENS
+        facts: Facts = {"budget": budget_name(budget), "visual_tokens": visual, "prompt_tokens": prompt}
+        facts["fits_context"] = prompt + NEW_TOKENS <= config.context_length
+        if facts["fits_context"]:
+            plan = memory.memory_plan(
+                vlm,
+                itemsize=dtype.itemsize,
+                batch=rows,
+                tiles=tiles,
+                prompt=bucket(prompt, config.context_length),
+                cache_length=bucket(prompt + NEW_TOKENS, config.context_length),
+                flash=flash,
+            )
+            work = flops.prefill_flops(vlm, geometry.num_tiles, visual, TEXT_TOKENS)
+            facts |= {
+                "cache_bytes": plan.cache,
+                "logits_bytes": plan.logits,
+                "working_bytes": plan.working,
+                "total_bytes": plan.total,
+                "prefill_flops": batch * work,
+            }
+        plans.append(facts)
+    return plans
+
+
+def budget_name(budget: Budget | None) -> str:
+    """How a budget is called in a table."""
+    return "all" if budget is None else str(budget)

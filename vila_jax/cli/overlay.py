@@ -1,0 +1,226 @@
+"""A picture of what a token budget keeps: kept patches bright, dropped ones dark, with the count of every tile.
+
+    title                                          tokens kept of all
+    ======---------------------------------------------------------
+    overview                        full resolution
+    +-------------------------+     +------------+------------+
+    | 288 of 576              |     | 57 of 576  | 61 of 576  |
+    |                         |     +------------+------------+
+    |                         |     | 96 of 576  | 74 of 576  |
+    +-------------------------+     +------------+------------+
+
+Drawn with Pillow alone. The pixels shown are those that the model sees, not those of the file.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from vila_jax.vision.geometry import TileGeometry
+from vila_jax.vision.preprocess import PreprocessConfig, ProcessedImage
+
+_BACKGROUND, _TEXT, _MUTED, _TRACK = (17, 19, 24), (236, 238, 242), (150, 156, 168), (45, 49, 58)
+_ACCENT = (255, 196, 61)
+_PANEL, _MARGIN, _GAP, _LEAST_WIDTH = 720, 28, 24, 720
+
+Box = tuple[int, int, int, int]
+"""(top, bottom, left, right), in cells."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What a budget keeps of the picture.
+
+    Attributes:
+      name: of the budget.
+      kept: flat indices of the patches that become tokens.
+      tokens: visual tokens of the picture; newline tokens, which are no patches, included.
+      full: visual tokens without a budget.
+    """
+
+    name: str
+    kept: Int[np.ndarray, " kept"]
+    tokens: int
+    full: int
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One rectangle of patches: the overview, or the mosaic of full-resolution tiles.
+
+    Attributes:
+      name: what stands above it.
+      pixels: the patches, one after another without seams.
+      cells: flat patch index of every cell.
+      tiles: the part of the view that each tile covers.
+    """
+
+    name: str
+    pixels: UInt8[np.ndarray, "height width 3"]
+    cells: Int[np.ndarray, "rows columns"]
+    tiles: tuple[Box, ...]
+
+
+def draw(image: ProcessedImage, config: PreprocessConfig, choices: list[Choice], heading: str) -> Image.Image:
+    """One picture with the choices below each other."""
+    views = make_views(image, config)
+    sizes = _cell_sizes(views)
+    blocks = [_draw_choice(views, sizes, choice) for choice in choices]
+    width = max(block.width for block in blocks)
+    canvas = Image.new("RGB", (width + 2 * _MARGIN, _heights(blocks)), _BACKGROUND)
+    pen = ImageDraw.Draw(canvas)
+    pen.text((_MARGIN, _MARGIN), _fitted(heading, width, 16), _MUTED, _font(16))
+    top = _MARGIN + 16 + _GAP
+    for block in blocks:
+        canvas.paste(block, (_MARGIN, top))
+        top += block.height + 2 * _GAP
+    return canvas
+
+
+def _heights(blocks: list[Image.Image]) -> int:
+    return 2 * _MARGIN + 16 + _GAP + sum(block.height + 2 * _GAP for block in blocks) - 2 * _GAP
+
+
+def make_views(image: ProcessedImage, config: PreprocessConfig) -> list[View]:
+    """The overview, and where there is a grid the mosaic without its padding."""
+    geometry, side = image.geometry, image.geometry.side
+    tiles = to_bytes(image.pixels, config)
+    patch = tiles.shape[1] // side
+    tiles = tiles[:, : side * patch, : side * patch]
+    name = f"{'what the model sees' if geometry.grid is None else 'overview'}, {side * patch} x {side * patch} px"
+    overview = View(name, tiles[0], geometry.overview().reshape(side, side), ((0, side, 0, side),))
+    if geometry.grid is None:
+        return [overview]
+    rows, columns = geometry.grid
+    mosaic = tiles[1:].reshape(rows, columns, side * patch, side * patch, 3).transpose(0, 2, 1, 3, 4)
+    top, bottom, left, right = geometry.picture_box()
+    mosaic = mosaic.reshape(rows * side * patch, columns * side * patch, 3)
+    mosaic = mosaic[top * patch : bottom * patch, left * patch : right * patch]
+    name = f"full resolution, {rows} x {columns} tiles"
+    return [overview, View(name, mosaic, geometry.mosaic(), _tile_boxes(geometry))]
+
+
+def to_bytes(pixels: Float[np.ndarray, "P 3 H W"], config: PreprocessConfig) -> UInt8[np.ndarray, "P H W 3"]:
+    """Pixel values back to the 8-bit colours that they were made from."""
+    mean, std = (np.array(values, np.float32)[None, :, None, None] for values in (config.mean, config.std))
+    values = pixels * std + mean if config.do_normalize else pixels
+    values = values / (config.rescale_factor or 1.0)
+    return np.clip(np.round(values), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def _tile_boxes(geometry: TileGeometry) -> tuple[Box, ...]:
+    """The visible part of each tile of the grid, in cells of the mosaic."""
+    assert geometry.grid is not None
+    side, (rows, columns) = geometry.side, geometry.grid
+    top, bottom, left, right = geometry.picture_box()
+    return tuple(
+        (
+            max(row * side, top) - top,
+            min((row + 1) * side, bottom) - top,
+            max(column * side, left) - left,
+            min((column + 1) * side, right) - left,
+        )
+        for row in range(rows)
+        for column in range(columns)
+    )
+
+
+def _cell_sizes(views: list[View]) -> list[tuple[int, int]]:
+    """(height, width) of the cells of each view in pixels: whole numbers, and all views about equally large."""
+    rows, columns = views[-1].cells.shape
+    edge = max(1, _PANEL // max(rows, columns))
+    if len(views) == 1:
+        return [(edge, edge)]
+    side = views[0].cells.shape[0]
+    return [(max(1, round(rows * edge / side)), max(1, round(columns * edge / side))), (edge, edge)]
+
+
+def _draw_choice(views: list[View], sizes: list[tuple[int, int]], choice: Choice) -> Image.Image:
+    """Title, bar and views of one budget."""
+    kept = np.zeros(max(int(view.cells.max(initial=0)) for view in views) + 1, bool)
+    kept[choice.kept[choice.kept < len(kept)]] = True
+    panels = [_draw_view(view, size, kept) for view, size in zip(views, sizes, strict=True)]
+    width = max(_LEAST_WIDTH, sum(panel.width for panel in panels) + _GAP * (len(panels) - 1))
+    canvas = Image.new("RGB", (width, 96 + max(panel.height for panel in panels)), _BACKGROUND)
+    pen = ImageDraw.Draw(canvas)
+    share = choice.tokens / choice.full
+    totals = f"{choice.tokens:,} of {choice.full:,} tokens · {100 * share:.3g} %"
+    pen.text((width, 2), totals, _TEXT, _font(22), anchor="ra")
+    pen.text((0, 0), _fitted(choice.name, width - 24 - int(_font(22).getlength(totals)), 26), _TEXT, _font(26))
+    pen.rounded_rectangle((0, 44, width - 1, 49), 3, _TRACK)
+    pen.rounded_rectangle((0, 44, max(6, round(width * min(share, 1))) - 1, 49), 3, _ACCENT)
+    left = 0
+    for view, panel in zip(views, panels, strict=True):
+        pen.text((left, 66), view.name, _MUTED, _font(16))
+        canvas.paste(panel, (left, 96))
+        left += panel.width + _GAP
+    return canvas
+
+
+def _draw_view(view: View, cell: tuple[int, int], kept: Bool[np.ndarray, " patches"]) -> Image.Image:
+    """The patches, those that are dropped darkened, with an outline around what is kept and a count on every tile."""
+    rows, columns = view.cells.shape
+    height, width = rows * cell[0], columns * cell[1]
+    bright = Image.fromarray(view.pixels).resize((width, height), Image.Resampling.LANCZOS)
+    mask = kept[view.cells]
+    large = np.kron(mask, np.ones(cell, bool))
+    panel = Image.composite(bright, _darkened(bright), Image.fromarray(large))
+    pen = ImageDraw.Draw(panel)
+    _outline(pen, mask, cell)
+    for top, bottom, left, right in view.tiles:
+        box = (left * cell[1], top * cell[0], right * cell[1] - 1, bottom * cell[0] - 1)
+        if len(view.tiles) > 1:
+            pen.rectangle(box, outline=_TEXT)
+        part = mask[top:bottom, left:right]
+        _badge(panel, (box[0] + 6, box[1] + 6), f"{int(part.sum())} of {part.size}")
+    return panel
+
+
+def _darkened(image: Image.Image) -> Image.Image:
+    gray = np.asarray(image.convert("L"), np.float32)[:, :, None]
+    color = np.asarray(image, np.float32)
+    return Image.fromarray((0.20 * color + 0.10 * gray + 4).astype(np.uint8))
+
+
+def _outline(pen: ImageDraw.ImageDraw, mask: Bool[np.ndarray, "rows columns"], cell: tuple[int, int]) -> None:
+    """Lines where kept and dropped patches meet."""
+    height, width = cell
+    rows, columns = mask.shape
+    for row, column in np.argwhere(mask):
+        x, y = int(column) * width, int(row) * height
+        right, bottom = x + width - 1, y + height - 1
+        sides = (
+            (row == 0 or not mask[row - 1, column], (x, y, right, y)),
+            (row == rows - 1 or not mask[row + 1, column], (x, bottom, right, bottom)),
+            (column == 0 or not mask[row, column - 1], (x, y, x, bottom)),
+            (column == columns - 1 or not mask[row, column + 1], (right, y, right, bottom)),
+        )
+        for edge, line in sides:
+            if edge:
+                pen.line(line, _ACCENT)
+
+
+def _badge(panel: Image.Image, corner: tuple[int, int], text: str) -> None:
+    """A label on a dark plate that lets the picture shine through."""
+    font = _font(15)
+    plate = Image.new("RGBA", (int(font.getlength(text)) + 14, 24), (0, 0, 0, 0))
+    pen = ImageDraw.Draw(plate)
+    pen.rounded_rectangle((0, 0, plate.width - 1, plate.height - 1), 6, (*_BACKGROUND, 215))
+    pen.text((7, 11), text, _TEXT, font, anchor="lm")
+    panel.paste(plate.convert("RGB"), corner, plate.getchannel("A"))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _fitted(text: str, width: int, size: int) -> str:
+    """The text, cut so that it is not wider than `width` pixels."""
+    font = _font(size)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
