@@ -1,23 +1,44 @@
-"""`python -m train CONFIG --out FOLDER`: runs the stages of a recipe page, resuming whatever is already there."""
+"""`python -m train CONFIG --out FOLDER`: runs the stages of a recipe page, resuming whatever is already there.
+
+The model is then exported in the Hugging Face layout to FOLDER/export. `--export-only` does that with the newest
+checkpoint, which may be one of an unfinished run.
+"""
 
 import argparse
 import runpy
+import sys
 from pathlib import Path
 
 from train.config import Run
+from train.export import export
 from train.loop import Trainer, console
+from vila_jax.errors import VilaError
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Trains, exports, and returns an exit code."""
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     parser.add_argument("config", type=Path, help="a page of configs/, e.g. configs/nano.py")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, metrics and the exported model")
-    args = parser.parse_args()
+    parser.add_argument("--export-only", action="store_true", help="export the newest checkpoint; train nothing")
+    args = parser.parse_args(argv)
     run: Run = runpy.run_path(str(args.config))["RUN"]
-    args.out.mkdir(parents=True, exist_ok=True)
-    console.print(f"{run.name}: {len(run.stages)} stages into {args.out}")
-    Trainer(run, args.out).train()
+    trainer = Trainer(run, args.out)
+    try:
+        if args.export_only:
+            stage, step, params = trainer.restore()
+            console.print(f"{run.name}: step {step} of stage {stage}")
+        else:
+            args.out.mkdir(parents=True, exist_ok=True)
+            console.print(f"{run.name}: {len(run.stages)} stages into {args.out}")
+            params = trainer.train()
+        export(run, params, args.out / "export")
+    except VilaError as error:
+        console.print(f"error: {error}")
+        return error.exit_code
+    console.print(f"{run.name}: exported to {args.out / 'export'}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

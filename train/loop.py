@@ -18,12 +18,13 @@ from train.optim import optimizer
 from train.scene_batches import SceneFormat, batches
 from train.step import Trainee, make_step
 from train.tokenizer import build_tokenizer, token_settings
+from vila_jax.errors import CheckpointError
 from vila_jax.hf.config import parse_config
 from vila_jax.nn.vlm import VLM
 from vila_jax.scenes import NUM_COLORS, NUM_CONTENTS
 from vila_jax.vision.preprocess import PreprocessConfig, Preprocessor
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
 
 Params = dict[str, Any]
 """Weights as a plain nested dict: what is checkpointed, differentiated and merged into modules."""
@@ -47,19 +48,38 @@ class Trainer:
             params = self._stage(stage, graphdef, params)
         return params
 
+    def restore(self) -> tuple[str, int, Params]:
+        """The newest checkpoint, whether training is finished or not: its stage, its step and the parameters.
+
+        Raises:
+          CheckpointError: there is none.
+        """
+        params = nnx.to_pure_dict(nnx.state(new_trainee(self.run)))
+        for stage in reversed(self.run.stages):
+            if self._checkpoints(stage).is_dir():
+                with self._checkpointer(stage) as checkpointer:
+                    if checkpointer.latest:
+                        restored = checkpointer.load(checkpointer.latest, _abstract(_initial(stage, params)))
+                        return stage.name, checkpointer.latest.step, restored["params"]
+        raise CheckpointError("there is no checkpoint of this run", where=str(self.folder), fix="Train it first.")
+
+    def _checkpoints(self, stage: Stage) -> Path:
+        return (self.folder / "checkpoints" / stage.name).absolute()
+
+    def _checkpointer(self, stage: Stage) -> ocp.training.Checkpointer:
+        keep = ocp.training.preservation_policies.LatestN(2)
+        return ocp.training.Checkpointer(self._checkpoints(stage), preservation_policy=keep)
+
     def _stage(self, stage: Stage, graphdef: nnx.GraphDef, params: Params) -> Params:
-        update = optimizer(stage)
-        state = {"params": params, "opt": update.init(params)}
-        with ocp.training.Checkpointer(
-            (self.folder / "checkpoints" / stage.name).absolute(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(2),
-        ) as checkpointer:
+        state = _initial(stage, params)
+        with self._checkpointer(stage) as checkpointer:
             latest = checkpointer.latest
             done = latest.step if latest else 0
             if latest:
-                state = checkpointer.load(latest, jax.eval_shape(lambda: state))
+                state = checkpointer.load(latest, _abstract(state))
                 console.print(f"[{stage.name}] resumed at step {done}")
-            state = self._steps(stage, make_step(graphdef, stage, update), state, done, checkpointer)
+            step_fn = make_step(graphdef, stage, optimizer(stage))
+            state = self._steps(stage, step_fn, state, done, checkpointer)
         return state["params"]
 
     def _steps(self, stage: Stage, step_fn: Any, state: Any, done: int, checkpointer: Any) -> Any:
@@ -79,6 +99,16 @@ class Trainer:
             file.write(json.dumps(row) + "\n")
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         console.print(f"[{stage.name}] {step}/{stage.steps}  {text}  {seconds:.2f} s/step")
+
+
+def _initial(stage: Stage, params: Params) -> dict[str, Any]:
+    """What a stage starts from, and what its checkpoints hold."""
+    return {"params": params, "opt": optimizer(stage).init(params)}
+
+
+def _abstract(state: Any) -> Any:
+    """Shapes, dtypes and places of arrays, for orbax to restore into."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
 def scene_format(run: Run) -> SceneFormat:

@@ -1,7 +1,6 @@
 """The word-level tokenizer of the embedded model, in the files that Hugging Face tokenizers are published in."""
 
 import json
-from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -10,8 +9,8 @@ from vila_jax.scenes import VOCABULARY
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 PROMPT_WORDS = ("user", "assistant", ":", ",", "!")
 
+# As in the published LLaVA checkpoints it writes no `<s>`: the tokenizer does.
 CHAT_TEMPLATE = (
-    "{{ bos_token }}"
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -39,10 +38,8 @@ def build_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(folder: Path) -> None:
-    """Writes `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    build_tokenizer().save(str(folder / "tokenizer.json"))
+def tokenizer_files() -> dict[str, str]:
+    """Contents of `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, by name."""
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<s>",
@@ -54,8 +51,11 @@ def save_tokenizer(folder: Path) -> None:
         "model_max_length": 1024,
         "padding_side": "left",
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return {
+        "tokenizer.json": build_tokenizer().to_str(pretty=True) + "\n",
+        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+        "chat_template.jinja": CHAT_TEMPLATE,
+    }
 
 
 def token_settings() -> dict[str, int]:

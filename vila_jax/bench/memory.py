@@ -1,10 +1,12 @@
 """Bytes that a model takes on its devices, counted from the config alone."""
 
 import dataclasses
+import functools
 import math
+import types
+from collections.abc import Mapping
 
 from flax import nnx
-from jax.typing import DTypeLike
 
 from vila_jax.hf.load import abstract_model
 from vila_jax.nn.config import DecoderConfig, VLMConfig
@@ -24,10 +26,11 @@ def parameter_counts(config: VLMConfig) -> dict[str, int]:
     return counts
 
 
-def parameter_shapes(config: VLMConfig, dtype: DTypeLike = "float32") -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=8)
+def parameter_shapes(config: VLMConfig) -> Mapping[str, tuple[int, ...]]:
     """Dotted path of every weight -> its shape."""
-    _, state = abstract_model(config, dtype)
-    return {dotted(path): leaf.get_value().shape for path, leaf in nnx.to_flat_state(state)}
+    _, state = abstract_model(config, "float32")
+    return types.MappingProxyType({dotted(path): leaf.get_value().shape for path, leaf in nnx.to_flat_state(state)})
 
 
 def kv_bytes_per_token(config: DecoderConfig, itemsize: int) -> int:

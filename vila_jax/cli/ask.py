@@ -104,7 +104,7 @@ def _answer(model: "Model", args: argparse.Namespace, images: list[Any], progres
         _wait(pieces, progress)
         [result] = answers.results()
         if not args.json:
-            print(terminal.printable(result.text, sys.stdout))
+            print(terminal.printable(result.text))
         return result
     _stream(pieces, progress)
     return answers.results()[0]
@@ -120,7 +120,7 @@ def _stream(pieces: Iterable[str], progress: Progress) -> None:
     for piece in pieces:
         if piece:
             progress.mute()
-            sys.stdout.write(terminal.printable(piece, sys.stdout))
+            sys.stdout.write(terminal.printable(piece))
             sys.stdout.flush()
     print()
 

@@ -121,7 +121,7 @@ def weights(checkpoint: Checkpoint, problem: str | None) -> Facts:
     used = 0
     if problem is None:
         try:
-            used = len(match_tensors(checkpoint, memory.parameter_shapes(checkpoint.config.vlm)))
+            used = len(match_tensors(checkpoint, dict(memory.parameter_shapes(checkpoint.config.vlm))))
         except CheckpointError as error:
             problem = str(error)
     return {
@@ -164,7 +164,7 @@ def _count(planner: Planner, geometry: TileGeometry, budget: Budget | None) -> i
 
 
 def memory_plans(checkpoint: Checkpoint, budgets: list[Budget | None], batch: int, dtype: np.dtype) -> list[Facts]:
-    """Memory and work of a batch of requests with the picture that has most tokens, for each budget that it can meet."""
+    """Memory and work of a batch of requests with the picture of most tokens, for each budget that it can meet."""
     config = checkpoint.config
     vlm, planner = config.vlm, Planner(config, dtype.name, 0)
     geometry = max(pictures(checkpoint), key=lambda own: planner.visual_count(own, None))

@@ -1,4 +1,4 @@
-"""Says what vila-jax runs on here, and how fast that is: versions, devices, attention, compile cache, measured rates."""
+"""Says what vila-jax runs on here, and how fast: versions, devices, attention, compile cache, measured rates."""
 
 import argparse
 import importlib.metadata
@@ -45,8 +45,13 @@ def run(args: argparse.Namespace) -> int:
 def _versions() -> dict[str, str]:
     import vila_jax
 
-    own = {"vila_jax": vila_jax.__version__, "python": platform.python_version()}
-    return own | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions = {"vila_jax": vila_jax.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -75,15 +80,19 @@ def _choices() -> dict[str, Any]:
         why = "cuDNN attention failed its trial on this device"
     else:
         why = f"no flash kernel for {backend}"
-    slow = "bfloat16 is many times slower on CPUs" if backend == "cpu" else "half the memory of float32"
-    return {"dtype": {"default": dtype.name, "why": slow}, "attention": {"implementation": chosen, "why": why}}
+    reason = "on CPUs decoding in bfloat16 is many times slower" if backend == "cpu" else "half the bytes of float32"
+    return {"dtype": {"default": dtype.name, "why": reason}, "attention": {"implementation": chosen, "why": why}}
 
 
 def _cache(folder: Any) -> dict[str, Any]:
-    from vila_jax.cli.cache import cache_size
+    from vila_jax.cli.cache import cache_folder, cache_size
 
-    files, size = (0, 0) if folder is None or not folder.is_dir() else cache_size(folder)
-    return {"folder": None if folder is None else str(folder), "files": files, "bytes": size}
+    if folder is None:
+        wanted = cache_folder()
+        state = "switched off" if wanted is None else f"off, {wanted} cannot be written to"
+        return {"folder": None, "state": state, "files": 0, "bytes": 0}
+    files, size = cache_size(folder)
+    return {"folder": str(folder), "state": "on", "files": files, "bytes": size}
 
 
 def _measure() -> dict[str, float]:
@@ -106,11 +115,12 @@ def _print(facts: dict[str, Any]) -> None:
     table.add_row("platform", facts["platform"])
     for i, device in enumerate(facts["devices"]):
         memory = "" if device["memory"] is None else f", {units.size(device['memory'])}"
-        table.add_row(f"device {i}", terminal.plain(f"{device['kind']} ({device['platform']}){memory}"))
+        kind = device["kind"] if device["kind"] == device["platform"] else f"{device['kind']} ({device['platform']})"
+        table.add_row(f"device {i}", terminal.plain(f"{kind}{memory}"))
     table.add_row("dtype", f"{dtype['default']} by default: {dtype['why']}")
     table.add_row("attention", f"{attention['implementation']}: {attention['why']}")
-    where = "off" if cache["folder"] is None else terminal.plain(cache["folder"])
-    table.add_row("compile cache", f"{where}, {cache['files']} files, {units.size(cache['bytes'])}")
+    content = f"{cache['folder']}, {cache['files']} files, {units.size(cache['bytes'])}"
+    table.add_row("compile cache", terminal.plain(cache["state"] if cache["folder"] is None else content))
     for name in ("float32", "bfloat16"):
         table.add_row(f"matmul {name}", units.rate(measured[f"matmul_{name}_flops_per_s"], "FLOP/s"))
     table.add_row("bandwidth", f"{units.rate(measured['bandwidth_bytes_per_s'], 'B/s')} read and written")

@@ -19,7 +19,9 @@ SUMMARY = "describe a checkpoint without reading its weights"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `vila-jax inspect`."""
     arguments.add_model(parser)
-    parser.add_argument("--batch", metavar="N", type=arguments.whole(1), default=1, help="requests at once (default: 1)")
+    parser.add_argument(
+        "--batch", metavar="N", type=arguments.whole(1), default=1, help="requests at once (default: 1)"
+    )
     parser.add_argument("--budget", metavar="SPEC", action="append", help="a budget to compare; repeat it for several")
     arguments.add_dtype(parser)
     arguments.add_json(parser)
@@ -87,7 +89,10 @@ def _print(facts: dict[str, Any]) -> None:
     for table in (_parts(facts), _parameters(facts), _pictures(facts), _memory(facts)):
         console.print()
         console.print(table)
-    for part, problem in (("weights", facts["weights"]["problem"]), ("tokenizer", facts["prompts"]["tokenizer_problem"])):
+    for part, problem in (
+        ("weights", facts["weights"]["problem"]),
+        ("tokenizer", facts["prompts"]["tokenizer_problem"]),
+    ):
         if problem is not None:
             console.print()
             console.print(terminal.bad(part), terminal.plain(problem), soft_wrap=True)
@@ -119,7 +124,9 @@ def _parts(facts: dict[str, Any]) -> Any:
         f"{decoder['rope_theta']:,.0f}{scaling}{window}{', tied embeddings' if decoder['tied_embeddings'] else ''}",
     )
     prompts = facts["prompts"]
-    template = "chat template of the checkpoint" if prompts["chat_template"] else f"style {' / '.join(prompts['styles'])}"
+    template = (
+        "chat template of the checkpoint" if prompts["chat_template"] else f"style {' / '.join(prompts['styles'])}"
+    )
     table.add_row("conversation", template)
     table.add_row("special tokens", ", ".join(_token(*item) for item in prompts["special_tokens"].items()))
     table.add_row("weights", _weights(facts["weights"]))

@@ -34,8 +34,6 @@ def main(argv: list[str] | None = None) -> int:
             warnings.showwarning = terminal.show_warning
             code = _run(argv)
         sys.stdout.flush()
-    except SystemExit as stop:  # argparse: --help, --version, wrong use
-        return stop.code if isinstance(stop.code, int) else exits.USAGE
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return exits.INTERRUPTED
@@ -53,7 +51,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str] | None) -> int:
     parser, commands = _parser()
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # --help, --version, wrong use
+        return stop.code if isinstance(stop.code, int) else exits.USAGE
     if args.command is None:
         parser.print_help(sys.stderr)
         return exits.USAGE

@@ -91,7 +91,7 @@ def make_views(image: ProcessedImage, config: PreprocessConfig) -> list[View]:
     tiles = tiles[:, : side * patch, : side * patch]
     name = f"{'what the model sees' if geometry.grid is None else 'overview'}, {side * patch} x {side * patch} px"
     overview = View(name, tiles[0], geometry.overview().reshape(side, side), ((0, side, 0, side),))
-    if geometry.grid is None:
+    if geometry.grid is None or geometry.mosaic().size == 0:  # of a very thin picture nothing is left without padding
         return [overview]
     rows, columns = geometry.grid
     mosaic = tiles[1:].reshape(rows, columns, side * patch, side * patch, 3).transpose(0, 2, 1, 3, 4)

@@ -32,13 +32,9 @@ class Progress:
         columns = (bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.TimeElapsedColumn())
         self._show(text, columns, None)
 
-    def update(self, text: str) -> None:
-        """Changes the text of the phase, whose clock runs on."""
-        if self._shown is not None:
-            self._shown.update(self._task, description=escape(text))
-
     def on_tensor(self, name: str, done: int, total: int) -> None:
         """Shows how far the reading of weights is; for `vila_jax.from_pretrained`."""
+        text = f"loading {_short(name):<44}"
         if self._shown is None or self._shown.tasks[0].total != total:
             columns = (
                 bars.SpinnerColumn(),
@@ -48,9 +44,9 @@ class Progress:
                 bars.TransferSpeedColumn(),
                 bars.TimeRemainingColumn(compact=True),
             )
-            self._show("loading weights", columns, total)
+            self._show(text, columns, total)
         if self._shown is not None:
-            self._shown.update(self._task, completed=done, description=f"loading {escape(_short(name)):<44}")
+            self._shown.update(self._task, completed=done, description=escape(text))
 
     def on_compile(self, program: str) -> None:
         """Says that a program is being compiled; for `vila_jax.from_pretrained`."""

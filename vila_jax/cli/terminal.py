@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -12,6 +12,13 @@ from rich.table import Table
 
 _PIPE_WIDTH = 400  # a table in a pipe or a file is not broken to the width of a terminal that is not there
 _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+class _Console(Console):
+    """A console that leaves a broken pipe to `main`, where rich would end the process with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def forgive_encoding() -> None:
@@ -23,13 +30,13 @@ def forgive_encoding() -> None:
 
 def stdout() -> Console:
     """For what a command is asked for."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
+    console = _Console(highlight=False)
+    return console if console.is_terminal else _Console(highlight=False, width=_PIPE_WIDTH)
 
 
 def stderr() -> Console:
     """For what happens meanwhile."""
-    return Console(stderr=True, highlight=False)
+    return _Console(stderr=True, highlight=False)
 
 
 def table(title: str | None, *columns: str, header: bool = True) -> Table:
@@ -64,9 +71,9 @@ def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value))
 
 
-def printable(text: str, stream: TextIO) -> str:
-    """The text; for a terminal without control characters, by which a model could command it."""
-    return text.translate(_CONTROLS) if stream.isatty() else text
+def printable(text: str) -> str:
+    """Text for stdout; if that is a terminal without control characters, by which a model could command it."""
+    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
 
 
 def show_error(message: str, fix: str | None) -> None:
@@ -84,4 +91,3 @@ def show_warning(
     del filename, lineno, file, line
     if not issubclass(category, (DeprecationWarning, PendingDeprecationWarning)):
         stderr().print(f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
-

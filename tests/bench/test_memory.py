@@ -1,0 +1,98 @@
+"""Parameter counts of published models, cache bytes against the real cache, working memory against XLA's own plan."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.published import LLAVA_15_7B, LLAVA_NEXT_MISTRAL_7B, LLAVA_NEXT_VICUNA_7B
+from vila_jax.bench import memory
+from vila_jax.hf.config import parse_config
+from vila_jax.hf.load import abstract_model
+from vila_jax.infer.prefill import Prompts, Spec, prefill
+from vila_jax.infer.sampler import Sampler, SamplingOptions
+from vila_jax.nn.decoder import empty_cache
+
+CLIP = 303_507_456  # CLIP ViT-L/14 at 336 px, all of it
+BLOCK = 4 * (1024**2 + 1024) + 2 * 1024 * 4096 + 4096 + 1024 + 4 * 1024
+POST_NORM = 2 * 1024
+PROJECTOR = 20_979_712
+LLAMA = 6_738_415_616  # Llama-2-7B, vocabulary of 32,000
+MISTRAL = 7_241_732_096
+MORE_WORDS = 2 * 64 * 4096  # embeddings and head of 32,064 instead
+
+SMALL = parse_config(
+    {
+        **LLAVA_15_7B,
+        "vision_config": {**LLAVA_15_7B["vision_config"], "num_hidden_layers": 2},
+        "text_config": {
+            "model_type": "llama",
+            "vocab_size": 512,
+            "hidden_size": 1024,
+            "intermediate_size": 2816,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 4096,
+        },
+        "image_token_index": 500,
+    }
+).vlm
+
+
+@pytest.mark.parametrize(
+    ("config", "decoder", "newline"),
+    [
+        (LLAVA_15_7B, LLAMA + MORE_WORDS, 0),
+        (LLAVA_NEXT_VICUNA_7B, LLAMA + MORE_WORDS, 4096),
+        (LLAVA_NEXT_MISTRAL_7B, MISTRAL + MORE_WORDS, 4096),
+    ],
+    ids=["llava-1.5-7b", "llava-next-vicuna-7b", "llava-next-mistral-7b"],
+)
+def test_published_parameter_counts(config, decoder, newline):
+    counts = memory.parameter_counts(parse_config(config).vlm)
+    assert counts["vision_tower"] == CLIP - BLOCK - POST_NORM  # neither the last block nor the norm after it is built
+    assert counts["projector"] == PROJECTOR
+    assert counts.get("newline", 0) == newline
+    assert sum(n for part, n in counts.items() if part.startswith("decoder.")) == decoder
+
+
+def test_the_whole_of_llava_15_has_as_many_parameters_as_published():
+    built = sum(memory.parameter_counts(parse_config(LLAVA_15_7B).vlm).values())
+    assert built + BLOCK + POST_NORM == 7_063_427_072
+
+
+def test_cache_of_vicuna_takes_half_a_mebibyte_per_token():
+    assert memory.kv_bytes_per_token(parse_config(LLAVA_15_7B).vlm.decoder, 2) == 524_288
+
+
+def test_cache_bytes_are_those_of_the_real_cache():
+    cache = jax.eval_shape(lambda: empty_cache(SMALL.decoder, 3, 192, jnp.bfloat16))
+    real = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+    plan = memory.memory_plan(SMALL, itemsize=2, batch=3, tiles=3, prompt=128, cache_length=192, flash=True)
+    assert plan.cache == real
+
+
+@pytest.mark.parametrize(("length", "tiles"), [(1536, 1), (128, 4)], ids=["decoder is hungriest", "tower is hungriest"])
+def test_working_memory_is_about_what_xla_plans(length, tiles):
+    graphdef, state = abstract_model(SMALL, "float32")
+    shape = jax.ShapeDtypeStruct
+    prompts = Prompts(
+        shape((1, length), np.int32),
+        shape((1, length), np.int32),
+        shape((1,), np.int32),
+        shape((tiles, 3, 336, 336), np.float32),
+    )
+    sampler = Sampler.of([SamplingOptions()])
+    ends = shape((1,), np.int32)
+    program = prefill.lower(
+        graphdef, state, prompts, sampler, ends, ends, spec=Spec(SMALL, "float32"), cache_length=length
+    ).compile()
+    plan = memory.memory_plan(SMALL, itemsize=4, batch=1, tiles=tiles, prompt=length, cache_length=length, flash=False)
+    assert plan.working == pytest.approx(program.memory_analysis().temp_size_in_bytes, rel=0.35)
+    assert plan.weights < program.memory_analysis().argument_size_in_bytes < 1.1 * plan.weights
+
+
+def test_flash_attention_saves_the_scores():
+    sizes = [memory.decoder_working_bytes(SMALL.decoder, 2, 1000, 2, flash) - 0 for flash in (False, True)]
+    assert sizes[0] > 2 * 16 * 1000**2 * 4 > sizes[1]
