@@ -1,4 +1,4 @@
-"""`config.json` of published checkpoints, as they are on the Hub: most values are left to the defaults of their class."""
+"""`config.json` of published checkpoints, which leave most values to the defaults of their class."""
 
 _TOWER = {
     "hidden_size": 1024,

@@ -34,9 +34,9 @@ def main(argv: list[str] | None = None) -> int:
             params = trainer.train()
         export(run, params, args.out / "export")
     except VilaError as error:
-        console.print(f"error: {error}")
+        console.print(f"error: {error}", soft_wrap=True)
         return error.exit_code
-    console.print(f"{run.name}: exported to {args.out / 'export'}")
+    console.print(f"{run.name}: exported to {args.out / 'export'}", soft_wrap=True)
     return 0
 
 

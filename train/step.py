@@ -70,7 +70,7 @@ def make_step(
 
         (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        metrics |= {"loss": value, "grad_norm": optax.global_norm(grads)}
+        metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
         return optax.apply_updates(params, updates), opt_state, metrics
 
     return step

@@ -1,5 +1,6 @@
 """The public face: `from_pretrained`, and a `Model` that answers."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -86,8 +87,7 @@ class Model:
         for _ in answers:
             pass
         results = answers.results()
-        batched = not isinstance(prompt, str) and not _is_conversation(messages)
-        return results if batched else results[0]
+        return results[0] if _is_single(prompt, messages) else results
 
     def stream(
         self,
@@ -98,12 +98,12 @@ class Model:
         **options: Any,
     ) -> Iterator[str]:
         """As `generate` for one prompt, but yields the text piece by piece as it becomes certain."""
-        if not isinstance(prompt, str) and not _is_conversation(messages):
+        if not _is_single(prompt, messages):
             raise PromptError("streaming takes one prompt", where="prompt", fix="Use `answers` for a batch.")
         answers = self.answers(prompt, images, messages=messages, **options)
         return (piece for [piece] in answers if piece)
 
-    def answers(  # noqa: PLR0913 - the keywords that users of transformers expect
+    def answers(
         self,
         prompt: str | Sequence[str] | None = None,
         images: Sequence[Any] | None = None,
@@ -135,9 +135,11 @@ class Model:
         if max_new_tokens < 1:
             raise PromptError(f"got {max_new_tokens}", where="max_new_tokens", fix="Ask for at least one token.")
         requests = self._requests(prompt, images, messages)
-        seeds = [seed] * len(requests) if isinstance(seed, int) else list(seed)
+        seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(requests)
         if len(seeds) != len(requests):
-            raise PromptError(f"{len(seeds)} seeds for {len(requests)} prompts", where="seed")
+            raise PromptError(
+                f"{len(seeds)} seeds for {len(requests)} prompts", where="seed", fix="Give one seed, or one per prompt."
+            )
         sampling = [SamplingOptions(temperature, top_k, top_p, own) for own in seeds]
         ends = () if ignore_eos else self._end_tokens
         rows = [Row(self.tokenizer, stop, ends) for _ in requests]
@@ -164,13 +166,14 @@ class Model:
         """Tokenised prompts with prepared pictures, one per row."""
         if (prompt is None) == (messages is None):
             raise PromptError("expected either a prompt or messages", where="prompt", fix="Give exactly one of them.")
+        single = _is_single(prompt, messages)
         if prompt is not None:
-            texts = [prompt] if isinstance(prompt, str) else list(prompt)
-            sources = _per_row(images, len(texts), isinstance(prompt, str))
+            texts = [prompt] if single else list(prompt)
+            sources = _per_row(images, len(texts), single)
         else:
-            conversations = [messages] if _is_conversation(messages) else list(messages)
+            conversations = [messages] if single else list(messages)
             texts = [render(conversation, self.tokenizer, self.style) for conversation in conversations]
-            given = _per_row(images, len(texts), _is_conversation(messages))
+            given = _per_row(images, len(texts), single)
             sources = [fill_images(c, g) for c, g in zip(conversations, given, strict=True)]
         return [self._request(text, own) for text, own in zip(texts, sources, strict=True)]
 
@@ -180,24 +183,26 @@ class Model:
         )
 
 
-def _is_conversation(messages: Any) -> bool:
-    """Whether this is one list of messages rather than a list of such lists."""
-    return messages is not None and all(isinstance(message, dict) for message in messages)
+def _is_single(prompt: Any, messages: Any) -> bool:
+    """Whether this is one request (a text, or one list of messages) rather than a batch."""
+    if prompt is not None:
+        return isinstance(prompt, str)
+    return all(isinstance(message, dict) for message in messages or ())
 
 
 def _per_row(images: Sequence[Any] | None, rows: int, single: bool) -> list[Sequence[Any]]:
     """The pictures of each row."""
     if images is None:
         return [()] * rows
-    if single:
-        return [images]
-    if len(images) != rows or not all(isinstance(own, (list, tuple)) for own in images):
-        raise PromptError(
-            f"a batch of {rows} prompts needs one list of pictures per prompt",
-            where="images",
-            fix="Give a list of lists; an empty list for a prompt without pictures.",
-        )
-    return list(images)
+    per_row = [images] if single else images
+    lists = isinstance(per_row, list | tuple) and all(isinstance(own, list | tuple) for own in per_row)
+    if lists and len(per_row) == rows:
+        return list(per_row)
+    raise PromptError(
+        "expected a list of pictures" if single else f"expected {rows} lists of pictures, one per prompt",
+        where="images",
+        fix="Write images=[picture]." if single else "Give an empty list for a prompt without pictures.",
+    )
 
 
 def parse_budget(budget: BudgetLike, checkpoint: Checkpoint) -> Budget | None:
@@ -220,7 +225,7 @@ def default_dtype() -> DTypeLike:
 
 
 def from_pretrained(
-    path_or_hub_id: str,
+    path_or_hub_id: str | os.PathLike[str],
     *,
     dtype: DTypeLike | None = None,
     budget: BudgetLike = None,
@@ -250,8 +255,8 @@ def from_pretrained(
     preprocessor = make_preprocessor(checkpoint)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     graphdef, state = load_state(checkpoint, dtype=dtype, mesh=mesh, rules=rules, on_tensor=on_tensor)
-    engine = Engine(graphdef, state, checkpoint.config, dtype=dtype.name, on_compile=on_compile)
-    decoder = checkpoint.raw_config.get("text_config", {}).get("model_type", "llama")
+    engine = Engine(graphdef, state, checkpoint.config, dtype=dtype.name, mesh=mesh, rules=rules, on_compile=on_compile)
+    decoder = (checkpoint.raw_config.get("text_config") or {}).get("model_type", "llama")
     style = style_for(decoder, str(path_or_hub_id))
     return Model(checkpoint, engine, tokenizer, preprocessor, chosen, style)
 
@@ -260,7 +265,7 @@ def make_preprocessor(checkpoint: Checkpoint) -> Preprocessor:
     """The preprocessing that the checkpoint's own file describes.
 
     Raises:
-      ConfigError: there is none, or its tiles have another size than the tower's.
+      ConfigError: there is none, or it contradicts the model's config.
     """
     vision, model_type = checkpoint.config.vlm.vision, checkpoint.config.model_type
     files = checkpoint.processor.get("image_processor") or checkpoint.preprocessor
@@ -269,6 +274,12 @@ def make_preprocessor(checkpoint: Checkpoint) -> Preprocessor:
         raise ConfigError(
             f"pictures are prepared at {config.tile_size} pixels, but the vision tower expects {vision.image_size}",
             where=f"{checkpoint.folder}/preprocessor_config.json",
+            fix="Use the processor files that were published with this model.",
+        )
+    if set(config.pinpoints or ()) != set(checkpoint.config.grid_pinpoints or ()):
+        raise ConfigError(
+            f"pictures are cut along {config.pinpoints}, but the model expects {checkpoint.config.grid_pinpoints}",
+            where=f"{checkpoint.folder}, key `image_grid_pinpoints`",
             fix="Use the processor files that were published with this model.",
         )
     return Preprocessor(config, vision.patch_size)

@@ -100,7 +100,7 @@ def test_tables_show_the_numbers_of_the_object(vila_jax_cli, inspect, llava_next
     for row in facts["parameters"]:
         assert f"{row['parameters']:,}" in out
     for row in facts["pictures"]:
-        line = next(line for line in out.splitlines() if line.startswith("{} × {} ".format(*row["image_size"])))
+        line = next(line for line in out.splitlines() if line.startswith("{} x {} ".format(*row["image_size"])))
         assert line.split()[-4:] == [f"{n:,}" for n in row["tokens"].values()]
 
 

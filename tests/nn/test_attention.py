@@ -25,6 +25,12 @@ def arrays(queries: int, keys: int, kv_heads: int) -> tuple[np.ndarray, ...]:
     return tuple(2 * normal(BATCH, *shape, WIDTH, seed=i) for i, shape in enumerate(shapes))
 
 
+def halves(length: int, kv_heads: int) -> tuple[jax.Array, ...]:
+    """Arrays that a flash kernel could take: bfloat16, a head width of 8; keys and values heads first."""
+    q, k, v = (jnp.asarray(x[..., :8], jnp.bfloat16) for x in arrays(length, length, kv_heads))
+    return q, k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+
 def mask(queries: int, keys: int, *, causal=False, lengths=None, offset=None, window=None, segments=None) -> np.ndarray:
     """What the arguments say, one query and key at a time."""
     visible = np.ones((BATCH, queries, keys), bool)
@@ -52,10 +58,8 @@ def expected(q: np.ndarray, k: np.ndarray, v: np.ndarray, visible: np.ndarray) -
 def compare(q, k, v, implementation: str = "xla", **arguments) -> None:
     """Equal for every query that sees a key, finite for the others."""
     visible = mask(q.shape[1], k.shape[1], **arguments)
-    ours = attention(
-        *map(jnp.asarray, (q, k, v)), implementation=implementation, **{n: _array(a) for n, a in arguments.items()}
-    )
-    ours = np.asarray(ours)
+    arrays = jnp.asarray(q), jnp.asarray(k).swapaxes(1, 2), jnp.asarray(v).swapaxes(1, 2)
+    ours = np.asarray(attention(*arrays, implementation=implementation, **{n: _array(a) for n, a in arguments.items()}))
     assert np.isfinite(ours).all()
     sees = visible.any(axis=-1)
     assert sees.any()
@@ -96,14 +100,23 @@ def test_softmax_is_float32_in_bfloat16():
     v = jnp.asarray(np.linspace(-1, 1, keys)[None, :, None, None] * np.ones((1, 1, 1, 8)), jnp.bfloat16)
     q64, k64, v64 = (torch.from_numpy(np.asarray(x, np.float64)).transpose(1, 2) for x in (q, k, v))
     precise = torch.nn.functional.scaled_dot_product_attention(q64, k64, v64).transpose(1, 2).numpy()
-    ours = attention(q, k, v)
+    ours = attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2))
     assert ours.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(ours, np.float64), precise, rtol=2**-7)
 
 
+def test_single_row_without_batch_axis():
+    """As in the cache of a batch of one."""
+    q, k, v = (x[:1] for x in arrays(2, 11, 3))
+    visible = mask(2, 11, causal=True, offset=OFFSET)[:1]
+    first = jnp.asarray(k[0]).swapaxes(0, 1), jnp.asarray(v[0]).swapaxes(0, 1)
+    ours = attention(jnp.asarray(q), *first, causal=True, offset=jnp.asarray(OFFSET[:1]))
+    close(ours, expected(q, k, v, visible), atol=1e-5)
+
+
 def test_window_needs_causal():
     with pytest.raises(ValueError, match="window=3 needs causal"):
-        attention(*map(jnp.asarray, arrays(4, 4, 6)), window=3)
+        attention(*halves(4, 6), window=3)
 
 
 @pytest.mark.parametrize(
@@ -148,23 +161,30 @@ def stand_in(monkeypatch):
     return calls
 
 
-def test_probe_that_fails_warns_once(fresh_probe, monkeypatch):
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["alone", "first asked while a model is traced"])
+def test_probe_that_fails_warns_once(fresh_probe, monkeypatch, wrap):
+    """There is no cuDNN here, so this is the real failure."""
+    run = wrap(functools.partial(attention, causal=True))
+    q, k, v = halves(5, 3)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    q, k, v = (jnp.asarray(x[..., :8], jnp.bfloat16) for x in arrays(5, 5, 3))
     with pytest.warns(UserWarning, match="cuDNN attention does not work here, XLA attention is used: ."):
-        out = attention(q, k, v, causal=True)
+        out = run(q, k, v)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(out, attention(q, k, v, causal=True))
-    monkeypatch.undo()
-    np.testing.assert_array_equal(out, attention(q, k, v, causal=True))
+    theirs = (np.asarray(x, np.float32) for x in (q, k.swapaxes(1, 2), v.swapaxes(1, 2)))
+    close(out.astype(jnp.float32), expected(*theirs, mask(5, 5, causal=True)), atol=0.05)
 
 
-def test_probe_while_tracing(fresh_probe, stand_in):
-    """The first call of all is inside a jitted model."""
-    q, k, v = (jnp.asarray(x[..., :8], jnp.bfloat16) for x in arrays(5, 5, 3))
-    jax.jit(functools.partial(attention, causal=True))(q, k, v)
+def test_probe_that_succeeds(fresh_probe, stand_in, count_compilations):
+    run = functools.partial(attention, causal=True)
+    inputs = halves(5, 3)
+    with count_compilations() as count:
+        jax.eval_shape(run, *inputs)
+    assert count() > 0, "the probe really ran, although the model was only traced"
     assert len(stand_in) == 2, "the probe, then the call itself"
+    jax.eval_shape(run, *halves(7, 3))
+    assert len(stand_in) == 3, "no second probe"
 
 
 @pytest.mark.parametrize(
@@ -186,9 +206,15 @@ def test_arguments_given_to_cudnn(stand_in, arguments, queries):
     assert len(stand_in) == 1
 
 
+def test_single_row_without_batch_axis_is_not_for_cudnn(fresh_probe, stand_in):
+    q, k, v = halves(5, 3)
+    attention(q[:1], k[0], v[0], causal=True)
+    assert not stand_in
+
+
 @pytest.mark.parametrize("arguments", [dict(offset=OFFSET), dict(segments=SEGMENTS)], ids=["offset", "segments"])
 def test_arguments_that_cudnn_does_not_know(fresh_probe, stand_in, arguments):
-    q, k, v = (jnp.asarray(x[..., :8], jnp.bfloat16) for x in arrays(11, 11, 3))
+    q, k, v = halves(11, 3)
     arguments = {name: _array(value) for name, value in arguments.items()}
     attention(q, k, v, causal=True, **arguments)
     assert not stand_in

@@ -12,8 +12,9 @@ import transformers as hf
 from flax import nnx
 
 from tests.nn.oracle import close, decoder_config, randomise, with_weights_of
-from vila_jax.nn.config import RopeConfig
+from vila_jax.nn.config import DecoderConfig, RopeConfig
 from vila_jax.nn.decoder import Decoder, empty_cache
+from vila_jax.nn.params import abstract
 
 SIZES = dict(
     vocab_size=53,
@@ -140,9 +141,9 @@ def run(graphdef, state, ids, positions, cache=None, offset=None, segments=None)
     return decoder.logits(hidden), cache
 
 
-def cache_for(name: str, length: int):
+def cache_for(name: str, batch: int, length: int):
     config_class, _, theirs, ours = MODELS[name]
-    return empty_cache(decoder_config(config_class(**SIZES | theirs), **ours), 2, length, jnp.float32)
+    return empty_cache(decoder_config(config_class(**SIZES | theirs), **ours), batch, length, jnp.float32)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -165,25 +166,36 @@ def test_logits(name):
     ],
 )
 def test_cached_decoding_of_rows_of_unequal_length(name):
-    """Two prompts padded on the right, then steps at the offset of each row: the same as each row alone."""
-    lengths = np.array([LONG, SHORT])
-    ids = random_ids(2, LONG + STEPS)
+    """The same as each row alone."""
+    ids, lengths = random_ids(2, LONG + STEPS), np.array([LONG, SHORT])
     ids[1] = np.roll(ids[1], 5)
+    for row, length, logits in zip(ids, lengths, decode(name, ids, lengths), strict=True):
+        close(logits, expected_decoding(name, row[: length + STEPS], length))
+
+
+def test_cached_decoding_of_one_row():
+    name = "qwen2, window in the upper layer"
+    ids = random_ids(1, SHORT + STEPS)
+    (logits,) = decode(name, ids, np.array([SHORT]))
+    close(logits, expected_decoding(name, ids[0], SHORT))
+
+
+def decode(name: str, ids: np.ndarray, lengths: np.ndarray) -> list[jax.Array]:
+    """Logits of every row: prompts padded on the right, then a token at a time at the offset of each row."""
     _, graphdef, state = models(name)
-    prompts = np.where(np.arange(LONG)[None, :] < lengths[:, None], ids[:, :LONG], 7)
-    positions = np.minimum(np.arange(LONG)[None, :], lengths[:, None] - 1)
-    logits, cache = run(graphdef, state, jnp.asarray(prompts), jnp.asarray(positions), cache_for(name, 24))
-    rows = [[logits[0]], [logits[1, :SHORT]]]
+    longest = int(lengths.max())
+    prompts = np.where(np.arange(longest)[None, :] < lengths[:, None], ids[:, :longest], 7)
+    positions = np.minimum(np.arange(longest)[None, :], lengths[:, None] - 1)
+    cache = cache_for(name, len(ids), longest + STEPS + 3)
+    logits, cache = run(graphdef, state, jnp.asarray(prompts), jnp.asarray(positions), cache)
+    rows = [[row[:length]] for row, length in zip(logits, lengths, strict=True)]
     for step in range(STEPS):
         offset = lengths + step
-        token = np.take_along_axis(ids, offset[:, None], axis=1)
-        logits, cache = run(
-            graphdef, state, jnp.asarray(token), jnp.asarray(offset)[:, None], cache, jnp.asarray(offset)
-        )
+        token = jnp.asarray(np.take_along_axis(ids, offset[:, None], axis=1))
+        logits, cache = run(graphdef, state, token, jnp.asarray(offset)[:, None], cache, jnp.asarray(offset))
         for row, new in zip(rows, logits, strict=True):
             row.append(new)
-    for row, length, own in zip(ids, lengths, rows, strict=True):
-        close(jnp.concatenate(own), expected_decoding(name, row[: length + STEPS], length))
+    return [jnp.concatenate(row) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +206,7 @@ def test_several_tokens_at_an_offset(name):
     ids = random_ids(2, LONG)
     _, graphdef, state = models(name)
     positions = jnp.broadcast_to(jnp.arange(LONG)[None, :], (2, LONG))
-    first, cache = run(graphdef, state, jnp.asarray(ids[:, :8]), positions[:, :8], cache_for(name, 17))
+    first, cache = run(graphdef, state, jnp.asarray(ids[:, :8]), positions[:, :8], cache_for(name, 2, 17))
     second, _ = run(graphdef, state, jnp.asarray(ids[:, 8:]), positions[:, 8:], cache, jnp.full(2, 8))
     close(jnp.concatenate([first, second], axis=1), expected_logits(name, ids))
 
@@ -205,13 +217,40 @@ def test_a_full_cache_drops_what_does_not_fit():
     ids = random_ids(2, LONG)
     _, graphdef, state = models(name)
     positions = jnp.broadcast_to(jnp.arange(LONG)[None, :], (2, LONG))
-    _, cache = run(graphdef, state, jnp.asarray(ids), positions, cache_for(name, LONG))
+    _, cache = run(graphdef, state, jnp.asarray(ids), positions, cache_for(name, 2, LONG))
     offset = jnp.array([LONG, LONG - 1])
     _, after = run(graphdef, state, jnp.zeros((2, 1), jnp.int32), offset[:, None], cache, offset)
     for old, new in zip(jax.tree.leaves(cache), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(new[0], old[0])
-        np.testing.assert_array_equal(new[1, :-1], old[1, :-1])
-        assert np.any(new[1, -1] != old[1, -1])
+        np.testing.assert_array_equal(new[1, :, :-1], old[1, :, :-1])
+        assert np.any(new[1, :, -1] != old[1, :, -1])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_decoding_does_not_copy_the_cache(batch, kv_heads):
+    """In a jitted loop over a donated cache, steps write in place and read keys and values where they lie."""
+    config = DecoderConfig(53, 64, 64, 2, 4, kv_heads, 16, 1e-5, 4096)
+    graphdef, state = abstract(lambda rngs: Decoder(config, rngs=rngs, dtype=jnp.float32))
+    cache = jax.eval_shape(lambda: empty_cache(config, batch, 4096, jnp.float32))
+
+    @functools.partial(jax.jit, donate_argnames="cache")
+    def decode(state, token, offset, cache):
+        decoder = nnx.merge(graphdef, state)
+
+        def step(carry, _):
+            token, offset, cache = carry
+            hidden, cache = decoder(decoder.embed(token[:, None]), offset[:, None], cache, offset)
+            token = jnp.argmax(decoder.logits(hidden[:, 0]), axis=-1).astype(jnp.int32)
+            return (token, offset + 1, cache), token
+
+        return jax.lax.scan(step, (token, offset, cache), None, length=4)
+
+    row = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    memory = decode.lower(state, row, row, cache).compile().memory_analysis()
+    layers = jax.tree.leaves(cache)
+    assert memory.alias_size_in_bytes >= sum(array.size * 4 for array in layers)
+    assert memory.temp_size_in_bytes < layers[0].size * 4 / 2
 
 
 @pytest.mark.parametrize("prefix", [0, 4])

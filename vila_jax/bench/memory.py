@@ -46,7 +46,8 @@ class MemoryPlan:
       weights: all parameters.
       cache: keys and values, at the static length that the engine allocates.
       logits: float32 scores of the next token.
-      working: an estimate of what a prefill needs besides, in its hungriest layer.
+      working: at most about what a prefill needs besides, in its hungriest layer. XLA often finds ways to need less: on
+        CPUs its own plans lie between a third of this and all of it.
     """
 
     weights: int

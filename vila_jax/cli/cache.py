@@ -34,7 +34,7 @@ def enable_compile_cache() -> pathlib.Path | None:
     """
     import jax
 
-    own = jax.config.jax_compilation_cache_dir
+    own = jax.config.values["jax_compilation_cache_dir"]
     if own is not None and VARIABLE not in os.environ:
         return pathlib.Path(own)
     folder = cache_folder()

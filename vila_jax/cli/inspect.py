@@ -19,9 +19,7 @@ SUMMARY = "describe a checkpoint without reading its weights"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `vila-jax inspect`."""
     arguments.add_model(parser)
-    parser.add_argument(
-        "--batch", metavar="N", type=arguments.whole(1), default=1, help="requests at once (default: 1)"
-    )
+    parser.add_argument("--batch", metavar="N", type=arguments.whole(1), default=1, help="requests at once")
     parser.add_argument("--budget", metavar="SPEC", action="append", help="a budget to compare; repeat it for several")
     arguments.add_dtype(parser)
     arguments.add_json(parser)
@@ -89,10 +87,8 @@ def _print(facts: dict[str, Any]) -> None:
     for table in (_parts(facts), _parameters(facts), _pictures(facts), _memory(facts)):
         console.print()
         console.print(table)
-    for part, problem in (
-        ("weights", facts["weights"]["problem"]),
-        ("tokenizer", facts["prompts"]["tokenizer_problem"]),
-    ):
+    problems = {"weights": facts["weights"]["problem"], "tokenizer": facts["prompts"]["tokenizer_problem"]}
+    for part, problem in problems.items():
         if problem is not None:
             console.print()
             console.print(terminal.bad(part), terminal.plain(problem), soft_wrap=True)
@@ -107,7 +103,7 @@ def _parts(facts: dict[str, Any]) -> Any:
     layers = ", ".join(map(str, vision["feature_layers"]))
     table.add_row(
         "vision tower",
-        f"{'CLIP' if vision['kind'] == 'clip' else 'SigLIP'}, tiles of {vision['image_size']} px in {side} × {side} "
+        f"{'CLIP' if vision['kind'] == 'clip' else 'SigLIP'}, tiles of {vision['image_size']} px in {side} x {side} "
         f"patches, width {vision['width']:,}, {vision['heads']} heads, {vision['blocks_built']} of "
         f"{vision['blocks_in_config']} blocks built (features of layer {layers})",
     )
@@ -124,10 +120,8 @@ def _parts(facts: dict[str, Any]) -> Any:
         f"{decoder['rope_theta']:,.0f}{scaling}{window}{', tied embeddings' if decoder['tied_embeddings'] else ''}",
     )
     prompts = facts["prompts"]
-    template = (
-        "chat template of the checkpoint" if prompts["chat_template"] else f"style {' / '.join(prompts['styles'])}"
-    )
-    table.add_row("conversation", template)
+    style = f"style {' / '.join(prompts['styles'])}"
+    table.add_row("conversation", "chat template of the checkpoint" if prompts["chat_template"] else style)
     table.add_row("special tokens", ", ".join(_token(*item) for item in prompts["special_tokens"].items()))
     table.add_row("weights", _weights(facts["weights"]))
     return table
@@ -165,9 +159,9 @@ def _pictures(facts: dict[str, Any]) -> Any:
     table = terminal.table("Visual tokens of a picture", "canvas", "tiles", *names)
     for row in facts["pictures"]:
         height, width = row["image_size"]
-        grid = "1" if row["grid"] is None else f"1 + {row['grid'][0]} × {row['grid'][1]}"
+        grid = "1" if row["grid"] is None else f"1 + {row['grid'][0]} x {row['grid'][1]}"
         cells = ["—" if n is None else f"{n:,}" for n in row["tokens"].values()]
-        table.add_row(f"{height} × {width}", grid, *cells)
+        table.add_row(f"{height} x {width}", grid, *cells)
     return table
 
 
@@ -176,9 +170,9 @@ def _memory(facts: dict[str, Any]) -> Any:
     weights, per_token = facts["parameters"][-1]["bytes"], memory["kv_bytes_per_token"]
     requests = "1 request" if memory["batch"] == 1 else f"{memory['batch']} requests at once"
     table = terminal.table(
-        f"Memory of {requests} ({memory['text_tokens']} text, {memory['new_tokens']} new tokens), besides weights of "
-        f"{units.size(weights)}; cache {units.size(per_token)} per token",
-        *("budget", "visual", "cache", "logits", "working ≈", "total", "prefill"),
+        f"Memory for {requests} ({memory['text_tokens']} text, {memory['new_tokens']} new tokens): weights "
+        f"{units.size(weights)}, cache {units.size(per_token)} per token",
+        *("budget", "visual", "cache", "logits", "working ≤", "total", "prefill"),
     )
     for plan in memory["plans"]:
         counts = (plan["budget"], f"{plan['visual_tokens']:,}")

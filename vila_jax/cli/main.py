@@ -7,13 +7,14 @@ import warnings
 from types import ModuleType
 
 import vila_jax
-from vila_jax.cli import ask, doctor, exits, inspect, terminal, tokens
+from vila_jax.cli import ask, demo, doctor, exits, inspect, terminal, tokens
 
-COMMANDS: dict[str, ModuleType] = {"ask": ask, "inspect": inspect, "tokens": tokens, "doctor": doctor}
+COMMANDS: dict[str, ModuleType] = {"demo": demo, "ask": ask, "inspect": inspect, "tokens": tokens, "doctor": doctor}
 
 _DESCRIPTION = "Vision-language models in JAX, with visual tokens as a static budget."
 _EXAMPLES = """\
 examples:
+  vila-jax demo
   vila-jax ask llava-hf/llava-1.5-7b-hf --image photo.jpg --prompt "What is this?" --budget hired:0.2
   vila-jax tokens llava-hf/llava-v1.6-vicuna-7b-hf --image photo.jpg --budget hired:0.2 --out overlay.png
   vila-jax inspect llava-hf/llava-1.5-7b-hf

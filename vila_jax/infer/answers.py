@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from vila_jax.infer.engine import Run
 from vila_jax.infer.layout import Counts
+from vila_jax.infer.run import Run
 from vila_jax.text.stop import StopStrings
 from vila_jax.text.stream import StreamDecoder
 from vila_jax.text.tokenizer import Tokenizer
@@ -62,19 +62,30 @@ class Row:
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], end_tokens: Sequence[int]):
         self.text, self.tokens = "", list[int]()
-        self.stopped = False
+        self.stopped = self.finished = False
         self._decoder, self._stops, self._ends = StreamDecoder(tokenizer), StopStrings(stops), set(end_tokens)
 
     def push(self, tokens: list[int], last: bool) -> str:
-        """Takes new tokens and returns the text that is certain now; all of it when they are the last."""
+        """Takes new tokens, up to the one that completes a stop string, and returns the text that is certain now.
+
+        Args:
+          last: whether there will be no more, so that nothing has to be held back.
+        """
+        pieces = [] if self.finished else [self._push(token) for token in tokens]
+        if last and not self.finished:
+            pieces += [self._emit(self._decoder.flush()), self._stops.flush()]
+        self.finished = last or self.stopped
+        self.text += (text := "".join(pieces))
+        return text
+
+    def _push(self, token: int) -> str:
         if self.stopped:
             return ""
-        self.tokens += tokens
-        text = self._decoder.push(tokens) + (self._decoder.flush() if last else "")
+        self.tokens.append(token)
+        return self._emit(self._decoder.push([token]))
+
+    def _emit(self, text: str) -> str:
         text, self.stopped = self._stops.push(text)
-        if last and not self.stopped:
-            text += self._stops.flush()
-        self.text += text
         return text
 
     @property
@@ -90,14 +101,10 @@ class Answers:
         self._run, self._rows, self._preprocess = run, rows, preprocess
 
     def __iter__(self) -> Iterator[list[str]]:
-        finished = [False] * len(self._rows)
         for chunk in self._run:
-            pieces = [""] * len(self._rows)
-            for i, (row, tokens, done) in enumerate(zip(self._rows, chunk.tokens, chunk.done, strict=True)):
-                if finished[i]:
-                    continue
-                pieces[i] = row.push(tokens, last=done)
-                finished[i] = done or row.stopped
+            rows = zip(self._rows, chunk.tokens, chunk.done, strict=True)
+            pieces = [row.push(tokens, last=done) for row, tokens, done in rows]
+            for i, row in enumerate(self._rows):
                 if row.stopped:
                     self._run.stop(i)
             yield pieces

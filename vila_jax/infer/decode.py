@@ -1,6 +1,5 @@
 """The decode loop: chunks of steps inside one jit, over a donated cache of static length."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -10,8 +9,6 @@ from jaxtyping import Array, Bool, Int
 
 from vila_jax.infer.sampler import Sampler
 from vila_jax.nn.decoder import Cache
-
-State = nnx.State | dict
 
 
 class Progress(NamedTuple):
@@ -23,7 +20,7 @@ class Progress(NamedTuple):
       token: the last token generated, not yet in the cache, `[B]`.
       generated: number of tokens generated, that one included, `[B]`.
       limit: number of tokens asked for, `[B]`.
-      done: rows that met an end token or their limit; they are carried along unchanged, `[B]`.
+      done: rows that met an end token or their limit, or were stopped; they are carried along unchanged, `[B]`.
     """
 
     cache: Cache
@@ -34,11 +31,11 @@ class Progress(NamedTuple):
     done: Bool[Array, " B"]
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "steps"), donate_argnames=("progress",))
 def decode_chunk(
     graphdef: nnx.GraphDef,
-    state: State,
+    state: nnx.State,
     progress: Progress,
+    stopped: Bool[Array, " B"],
     sampler: Sampler,
     end_tokens: Int[Array, " E"],
     *,
@@ -47,12 +44,14 @@ def decode_chunk(
     """Up to `steps` more tokens for every row, fewer when all rows are done.
 
     Args:
+      stopped: rows that the host has ended.
       end_tokens: tokens that finish a row; they are returned, too.
 
     Returns:
       The new progress, and the tokens with -1 where a row had finished before.
     """
     decoder = nnx.merge(graphdef, state).decoder
+    progress = progress._replace(done=progress.done | stopped)
 
     def unfinished(carry: tuple[Array, Progress, Array]) -> Array:
         step, progress, _ = carry

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vila_jax.errors import VilaError
@@ -45,7 +46,7 @@ class SamplingOptions:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("temperature", "top_k", "top_p", "key"),
+    data_fields=("temperature", "top_k", "top_p", "seed"),
     meta_fields=("greedy", "filtered"),
 )
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Sampler:
 
     Attributes:
       temperature, top_k, top_p: of every row, `[B]`.
-      key: data of the random key of every row, `[B, 2]`.
+      seed: the two halves of the seed of every row, `[B, 2]`.
       greedy, filtered: static; they leave out work that no row needs: all sampling, and the sort.
     """
 
@@ -62,7 +63,7 @@ class Sampler:
     temperature: Any
     top_k: Any
     top_p: Any
-    key: Any
+    seed: Any
     greedy: bool
     filtered: bool
 
@@ -70,10 +71,10 @@ class Sampler:
     def of(cls, rows: list[SamplingOptions]) -> "Sampler":
         """Stacks the options of the rows."""
         return cls(
-            temperature=jnp.asarray([row.temperature for row in rows], jnp.float32),
-            top_k=jnp.asarray([row.top_k for row in rows], jnp.int32),
-            top_p=jnp.asarray([row.top_p for row in rows], jnp.float32),
-            key=jnp.stack([jax.random.key_data(jax.random.key(row.seed)) for row in rows]),
+            temperature=np.asarray([row.temperature for row in rows], np.float32),
+            top_k=np.asarray([row.top_k for row in rows], np.int32),
+            top_p=np.asarray([row.top_p for row in rows], np.float32),
+            seed=np.asarray([(row.seed >> 32, row.seed & 0xFFFFFFFF) for row in rows], np.uint32),
             greedy=all(row.temperature == 0 for row in rows),
             filtered=any(row.top_k > 0 or row.top_p < 1 for row in rows),
         )
@@ -86,7 +87,9 @@ class Sampler:
         scaled = logits / jnp.maximum(self.temperature, 1e-6)[:, None]
         if self.filtered:
             scaled = keep_likely(scaled, self.top_k, self.top_p)
-        keys = jax.vmap(lambda data, i: jax.random.fold_in(jax.random.wrap_key_data(data), i))(self.key, index)
+        # Threefry by name: the same tokens whatever generator the process prefers.
+        keys = jax.random.wrap_key_data(self.seed, impl="threefry2x32")
+        keys = jax.vmap(jax.random.fold_in)(keys, index)
         drawn = jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32)
         return jnp.where(self.temperature == 0, best, drawn)
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Implementation = Literal["xla", "cudnn"]
 
@@ -23,8 +23,8 @@ _MASKED = -1e30  # not -inf: a row without any visible key must give numbers, no
 
 def attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    k: Float[Array, "*rows K S H"],
+    v: Float[Array, "*rows K S H"],
     *,
     causal: bool = False,
     lengths: Int[Array, " B"] | None = None,
@@ -35,7 +35,10 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """Scaled dot-product attention with grouped key/value heads; softmax in float32.
 
+    Keys and values are heads first, so that each head is one matrix.
+
     Args:
+      k, v: `[B, K, S, H]`; a single row may come without its batch axis, as `vila_jax.nn.decoder` caches it.
       causal: query `t` sees the keys up to its own index, `offset[b] + t`.
       lengths: keys from `lengths[b]` on are padding.
       offset: index of the first query among the keys (0 when absent; the cache length while decoding).
@@ -51,7 +54,7 @@ def attention(
     """
     if window is not None and not causal:
         raise ValueError(f"window={window} needs causal=True")
-    plain = offset is None and segments is None
+    plain = offset is None and segments is None and k.ndim == 4
     if implementation is None:
         implementation = choose_implementation(q.dtype, q.shape[-1], jax.default_backend()) if plain else "xla"
     if implementation == "cudnn":
@@ -59,38 +62,42 @@ def attention(
             raise ValueError("cuDNN attention knows neither offset nor segments: leave the choice of kernel open")
         return jax.nn.dot_product_attention(
             q,
-            k,
-            v,
+            k.swapaxes(1, 2),
+            v.swapaxes(1, 2),
             is_causal=causal,
             key_value_seq_lengths=lengths,
             local_window_size=None if window is None else (window - 1, 0),
             implementation="cudnn",
         )
-    return _xla_attention(q, k, v, causal=causal, lengths=lengths, offset=offset, window=window, segments=segments)
+    visible = _visible(
+        q.shape[1], k.shape[-2], causal=causal, lengths=lengths, offset=offset, window=window, segments=segments
+    )
+    return _xla_attention(q, k, v, visible)
 
 
 def _xla_attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    *,
-    causal: bool,
-    lengths: Int[Array, " B"] | None,
-    offset: Int[Array, " B"] | None,
-    window: int | None,
-    segments: Int[Array, "B S"] | None,
+    k: Float[Array, "*rows K S H"],
+    v: Float[Array, "*rows K S H"],
+    visible: Bool[Array, "#B 1 1 #T S"] | None,
 ) -> Float[Array, "B T N H"]:
+    """Two matrix products per key/value head.
+
+    All queries that share a head are the rows `M = G * T` of one matrix, and keys and values are used as they lie in
+    memory. Other spellings of the same products make XLA copy the cache at every step of a decode loop.
+    """
     batch, queries, heads, width = q.shape
-    groups = heads // k.shape[2]
-    q = q.reshape(batch, queries, k.shape[2], groups, width)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * width**-0.5
-    visible = _visible(
-        queries, k.shape[1], causal=causal, lengths=lengths, offset=offset, window=window, segments=segments
-    )
+    kv_heads, keys = k.shape[-3:-1]
+    grouped = (batch, kv_heads, heads // kv_heads, queries)
+    rows = q.reshape(batch, queries, *grouped[1:3], width).transpose(0, 2, 3, 1, 4)
+    rows = rows.reshape(*k.shape[:-2], -1, width)
+    scores = jnp.einsum("...MH,...SH->...MS", rows, k, preferred_element_type=jnp.float32) * width**-0.5
+    scores = scores.reshape(*grouped, keys)
     if visible is not None:
         scores = jnp.where(visible, scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(batch, queries, heads, width)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(*k.shape[:-2], -1, keys)
+    out = jnp.einsum("...MS,...SH->...MH", weights, v)
+    return out.reshape(*grouped, width).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 def _visible(
@@ -102,8 +109,8 @@ def _visible(
     offset: Int[Array, " B"] | None,
     window: int | None,
     segments: Int[Array, "B S"] | None,
-) -> Array | None:
-    """Boolean `[B or 1, 1, 1, T, S]`, or None when every query sees every key."""
+) -> Bool[Array, "#B 1 1 #T S"] | None:
+    """Which query sees which key, or None when every one sees all."""
     key = jnp.arange(keys)[None, None, None, None, :]
     query = jnp.arange(queries)[None, None, None, :, None]
     if offset is not None:

@@ -2,11 +2,14 @@
 
 Layers are unrolled with one weight array each: at batch 1 a scan over stacked weights copies every slice at every step.
 
-The cache is one key and one value array per layer, `[B, S, K, H]`, of static length. Row `b` uses the first `length[b]`
+The cache is one key and one value array per layer, `[B, K, S, H]`, of static length. Row `b` uses the first `length[b]`
 entries; prompts are padded on the right, so that entry `s` of the cache is always token `s` of its row:
 
     prefill   |p p p p p . . . . .|   writes entries 0..T-1, `.` is garbage that no query can see
     decode    |p p p g g g . . . .|   writes entry length[b], which overwrites the padding of shorter prompts
+
+A batch of one has no batch axis in its cache: XLA would drop that axis by itself, but between the write and the read of
+a step, and then copy the whole cache.
 """
 
 import jax
@@ -21,13 +24,14 @@ from vila_jax.nn.layers import ACTIVATIONS, Linear, RMSNorm
 from vila_jax.nn.params import normal, weight
 from vila_jax.nn.rope import apply_rope, rotary_angles
 
-LayerCache = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]
+LayerCache = tuple[Float[Array, "*rows K S H"], Float[Array, "*rows K S H"]]
 Cache = tuple[LayerCache, ...]
 
 
 def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:
     """A cache of static `length` for `batch` rows."""
-    shape = (batch, length, config.num_kv_heads, config.head_dim)
+    rows = () if batch == 1 else (batch,)
+    shape = (*rows, config.num_kv_heads, length, config.head_dim)
     return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
 
 
@@ -55,6 +59,7 @@ class CausalAttention(nnx.Module):
         batch, queries = x.shape[:2]
         q, k, v = (project(x).reshape(batch, queries, -1, self.head_dim) for project in (self.q, self.k, self.v))
         q, k = apply_rope(q, *rotation), apply_rope(k, *rotation)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
             cache = (_write(cache[0], k, offset), _write(cache[1], v, offset))
         if cache is not None and offset is not None:
@@ -64,14 +69,15 @@ class CausalAttention(nnx.Module):
 
 
 def _write(
-    cache: Float[Array, "B S K H"], new: Float[Array, "B T K H"], offset: Int[Array, " B"] | None
-) -> Float[Array, "B S K H"]:
-    """Writes `new` at `offset` of each row (at the start when there is none)."""
+    cache: Float[Array, "*rows K S H"], new: Float[Array, "B K T H"], offset: Int[Array, " B"] | None
+) -> Float[Array, "*rows K S H"]:
+    """Writes `new` at `offset` of each row (at the start when there is none); what does not fit is dropped."""
+    rows, new = cache.reshape(new.shape[0], *cache.shape[-3:]), new.astype(cache.dtype)
     if offset is None:
-        return jax.lax.dynamic_update_slice(cache, new.astype(cache.dtype), (0, 0, 0, 0))
-    rows = jnp.arange(new.shape[0])[:, None]
-    entries = offset[:, None] + jnp.arange(new.shape[1])[None, :]
-    return cache.at[rows, entries].set(new.astype(cache.dtype), mode="drop")
+        return jax.lax.dynamic_update_slice(rows, new, (0, 0, 0, 0)).reshape(cache.shape)
+    entries = offset[:, None] + jnp.arange(new.shape[2])[None, :]
+    write_row = jax.vmap(lambda row, entry, value: row.at[:, entry].set(value, mode="drop"))
+    return write_row(rows, entries, new).reshape(cache.shape)
 
 
 class GatedMLP(nnx.Module):

@@ -71,7 +71,7 @@ class SelfAttention(nnx.Module):
     ) -> tuple[Float[Array, "R P D"], Intermediates]:
         heads = (*x.shape[:2], self.num_heads, self.head_dim)
         q, k, v = (project(x).reshape(heads) for project in (self.q, self.k, self.v))
-        out = self.out(attention(q, k, v).reshape(x.shape))
+        out = self.out(attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2)).reshape(x.shape))
         intermediates: Intermediates = {}
         if "cls_attention" in wanted:
             intermediates["cls_attention"] = class_attention(q[:, 0], k)[:, :, 1:]

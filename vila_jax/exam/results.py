@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vila_jax.scenes.exam import GROUPS, Reply, Score, interval, score
-from vila_jax.scenes.examine import Method, Setting
+from vila_jax.exam.items import GROUPS, Reply, Score, interval, score
+from vila_jax.exam.examiner import Method, Setting
 from vila_jax.scenes.world import KINDS
 
 LABELS: dict[Method, str] = {

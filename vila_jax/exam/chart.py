@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vila_jax.errors import VilaError
-from vila_jax.scenes.examine import Method
-from vila_jax.scenes.results import LABELS, Row
+from vila_jax.exam.examiner import Method
+from vila_jax.exam.results import LABELS, Row
 
 _PANELS = {"coarse": "what is where: colours, shapes, counts, places", "fine": "reading: digits and words"}
 _STYLES: dict[Method, dict[str, Any]] = {
@@ -23,8 +23,8 @@ _LEVELS: dict[Method, str] = {"full": "#2c8f4e", "blank": "#a0721a"}
 def draw_chart(rows: Sequence[Row], path: str | os.PathLike[str], *, title: str, note: str) -> None:
     """Writes the chart as a PNG file.
 
-    Points are means with the 95 % interval over scenes; for several seeds the bar is the standard deviation over them.
-    All tokens and the blank control are lines across the panels.
+    Points are means over the seeds, bars the 95 % interval over scenes. All tokens and the blank control are lines
+    across the panels.
 
     Args:
       rows: of `tabulate`.
@@ -41,8 +41,8 @@ def draw_chart(rows: Sequence[Row], path: str | os.PathLike[str], *, title: str,
         raise VilaError(
             "charts are drawn by matplotlib, which is not installed", fix="Run: pip install 'vila-jax[demo]'"
         ) from error
-    figure = Figure(figsize=(10.5, 5.2), dpi=150, layout="constrained")
-    figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold")
+    figure = Figure(figsize=(10.5, 5.0), dpi=150, layout="constrained")
+    figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (group, caption) in zip(panels, _PANELS.items(), strict=True):
         _draw_panel(axes, rows, group)
@@ -50,7 +50,7 @@ def draw_chart(rows: Sequence[Row], path: str | os.PathLike[str], *, title: str,
         axes.text(0, 1.02, caption, transform=axes.transAxes, fontsize=9.5, color="#5b6472")
     panels[0].set_ylabel("exact match, %")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9.5)
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=9, handlelength=2.4)
     figure.supxlabel(note, fontsize=8, color="#5b6472", x=0.012, ha="left")
     figure.savefig(path)
 
@@ -75,7 +75,7 @@ def _draw_panel(axes: Any, rows: Sequence[Row], group: str) -> None:
     axes.set_xlim(min(ticks) / 1.25, max(ticks) * 1.12)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(list(ticks), list(ticks.values()))
-    axes.set_ylim(0, 102)
+    axes.set_ylim(-2, 102)
     axes.set_xlabel("visual tokens of a picture, and their share")
     axes.grid(axis="y", color="#e4e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -83,23 +83,24 @@ def _draw_panel(axes: Any, rows: Sequence[Row], group: str) -> None:
 
 
 def _bars(rows: Sequence[Row], group: str) -> list[list[float]]:
-    """Lengths of the error bars, downwards and upwards."""
-    down, up = [], []
-    for row in rows:
-        mean, deviation = row.accuracy(group), row.deviation(group)
-        low, high = row.interval(group) if deviation is None else (mean - deviation, mean + deviation)
-        down.append(100 * max(mean - low, 0.0))
-        up.append(100 * max(high - mean, 0.0))
-    return [down, up]
+    """Lengths of the error bars in per cent, downwards and upwards."""
+    ends = [(row.accuracy(group), *row.interval(group)) for row in rows]
+    return [[100 * (mean - low) for mean, low, _ in ends], [100 * (high - mean) for mean, _, high in ends]]
 
 
 def _draw_level(axes: Any, row: Row, group: str) -> None:
-    """A line across, with the interval as a band and the name upon it."""
+    """A line across, its point and error bar, and its name beside the point."""
     color, value = _LEVELS[row.method], 100 * row.accuracy(group)
-    low, high = (100 * bound for bound in row.interval(group))
-    axes.axhspan(low, high, color=color, alpha=0.12, linewidth=0)
     axes.axhline(value, color=color, linewidth=1.4, linestyle=(0, (1, 1.2)))
-    name = LABELS[row.method].removesuffix(" (control)")
-    side = "bottom" if row.method == "blank" or value < 90 else "top"
-    height = high + 0.8 if side == "bottom" else low - 0.8
-    axes.text(0.012, height, f"{name}: {value:.0f} %", transform=axes.get_yaxis_transform(), color=color, fontsize=9, va=side)
+    bars = _bars([row], group)
+    axes.errorbar([row.tokens], [value], bars, capsize=2.5, elinewidth=1, color=color, marker="D", markersize=6, zorder=6)
+    below = value > 92
+    axes.text(
+        row.tokens / 1.04,
+        value - 1.2 if below else value + 1.2,
+        f"{LABELS[row.method].removesuffix(' (control)')}: {value:.0f} %",
+        color=color,
+        fontsize=9.5,
+        ha="right",
+        va="top" if below else "bottom",
+    )

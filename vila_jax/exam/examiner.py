@@ -24,7 +24,7 @@ from PIL import Image
 
 from vila_jax.budgets import Budget, total_tokens
 from vila_jax.model import Model
-from vila_jax.scenes.exam import Item, Reply
+from vila_jax.exam.items import Item, Reply
 from vila_jax.scenes.world import blank
 from vila_jax.vision.preprocess import Preprocessor
 

@@ -2,8 +2,9 @@
 
 import collections
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -26,27 +27,30 @@ class Item:
     question: Question
 
 
-def draw_exam(count: int, *, split: Split = "test") -> list[Item]:
-    """Questions about the scenes of seeds 0, 1, ..., `count - 1`: a longer exam begins with the shorter one.
+def exam(split: Split = "test") -> Iterator[Item]:
+    """Questions about the scenes of seeds 0, 1, 2, ...: never-ending, and always the same.
 
     Each scene is asked one question: of the kinds that it allows, one of the kind asked least often so far (the first
     in the order of `KINDS` among equals), drawn at random from the scene's questions of that kind. All nine kinds are
-    thereby equally frequent, to within one question as soon as every kind has had its turn.
+    thereby equally frequent, to within one or two questions.
 
     Raises:
       VilaError: scikit-learn, which holds the handwriting, is not installed.
     """
     asked = collections.Counter(dict.fromkeys(KINDS, 0))
-    items = []
-    for seed in range(count):
+    for seed in itertools.count():
         scene = draw_scene(seed, split=split)
         allowed = {question.kind for question in scene.questions}
         kind = min((kind for kind in KINDS if kind in allowed), key=asked.__getitem__)
         asked[kind] += 1
         choices = [question for question in scene.questions if question.kind == kind]
         draw = np.random.default_rng((seed, _QUESTION_STREAM)).integers(len(choices))
-        items.append(Item(scene, choices[draw]))
-    return items
+        yield Item(scene, choices[draw])
+
+
+def draw_exam(count: int, split: Split = "test") -> list[Item]:
+    """The first `count` questions of the exam."""
+    return list(itertools.islice(exam(split), count))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,24 @@
+"""`python -m eval WHAT`: measures, and writes what was measured to `docs/`."""
+
+import argparse
+import sys
+
+from eval import nano
+from vila_jax.errors import VilaError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one evaluation and returns an exit code."""
+    parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__)
+    evaluations = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    nano.add_arguments(evaluations.add_parser("nano", help=nano.__doc__, description=nano.__doc__))
+    args = parser.parse_args(argv)
+    try:
+        return nano.run(args)
+    except VilaError as error:
+        nano.console.print(f"error: {error}", markup=False, soft_wrap=True)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

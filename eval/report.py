@@ -1,0 +1,51 @@
+"""Under which circumstances numbers were made, and the page they are put on."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import vila_jax
+
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "scikit-learn")
+BEGIN, END = "<!-- begin: written by `python -m eval nano` -->", "<!-- end -->"
+
+
+def circumstances(model: Path, command: str, seconds: float) -> dict[str, Any]:
+    """Date, command, machine, versions, and the fingerprint of the weights."""
+    import jax
+
+    versions = {"vila_jax": vila_jax.__version__, "python": platform.python_version()}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": command,
+        "seconds": round(seconds, 1),
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
+        "versions": versions | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "weights_sha256": hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest(),
+    }
+
+
+def _processor() -> str:
+    """The name of the processor as Linux tells it, else its architecture."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def insert(page: Path, section: str) -> None:
+    """Puts a section between the two marks of a page, in place of what is there.
+
+    A page that does not exist is begun; to one without marks they are added at the end.
+    """
+    text = page.read_text(encoding="utf-8") if page.exists() else f"# {page.stem}\n"
+    if BEGIN not in text or END not in text.partition(BEGIN)[2]:
+        text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n\n{section.strip()}\n\n{END}{after}", encoding="utf-8")

@@ -1,0 +1,8 @@
+"""Files that ship with the package."""
+
+import pathlib
+
+
+def nano() -> pathlib.Path:
+    """Folder of `nano`, the embedded model: a Hugging Face checkpoint, trained by `configs/nano.py`."""
+    return pathlib.Path(__file__).parent / "nano"

@@ -1,0 +1,84 @@
+"""The phases of a request as calls, each a compiled program on the model's devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from vila_jax.budgets import Selection
+from vila_jax.infer.decode import Progress, decode_chunk
+from vila_jax.infer.layout import Layout, Tiles
+from vila_jax.infer.prefill import Prompts, prefill, prompt_logits
+from vila_jax.infer.programs import Programs
+from vila_jax.infer.sampler import Sampler
+from vila_jax.infer.vision import Encoded, VisualTokens, encode_tiles, selection, visual_tokens
+from vila_jax.nn.config import DecoderConfig
+
+CHUNK = 8
+"""Decode steps per program: enough to hide the dispatch, few enough to stream."""
+
+
+class Phases:
+    """What `vila_jax.infer` does on the device; no call waits for its result.
+
+    Args:
+      programs: compiles.
+      config, dtype: of the decoder and its cache.
+    """
+
+    def __init__(self, programs: Programs, config: DecoderConfig, dtype: str):
+        self.programs, self._config, self._dtype = programs, config, dtype
+
+    def visual_tokens(self, tiles: Tiles | None) -> VisualTokens | None:
+        """The visual tokens of all pictures of a batch; None without pictures."""
+        if tiles is None:
+            return None
+        encoded = self._encode(tiles)
+        return self.programs.call("visual tokens", visual_tokens, encoded, tiles.pictures, spec=tiles.spec)
+
+    def selection(self, tiles: Tiles) -> Selection:
+        """The patches that the budget keeps."""
+        return self.programs.call("selection", selection, self._encode(tiles), tiles.pictures, spec=tiles.spec)
+
+    def logits(self, prompts: Prompts, visual: VisualTokens | None) -> tuple[Float[Array, "B T C"], Int[Array, " B"]]:
+        """Logits at every position of the prompts, and their lengths."""
+        return self.programs.call("logits", prompt_logits, prompts, visual)
+
+    def prefill(
+        self, layout: Layout, sampler: Sampler, limit: Int[np.ndarray, " B"], ends: Int[np.ndarray, " E"]
+    ) -> Progress:
+        """From pixels and prompts to the first token of every row."""
+        return self.programs.call(
+            "prefill",
+            prefill,
+            *(layout.prompts, self.visual_tokens(layout.tiles), sampler, limit, ends),
+            out=self._placement(len(limit)),
+            config=self._config,
+            dtype=self._dtype,
+            cache_length=layout.cache_length,
+        )
+
+    def decode(
+        self, progress: Progress, stopped: Bool[np.ndarray, " B"], sampler: Sampler, ends: Int[np.ndarray, " E"]
+    ) -> tuple[Progress, Int[Array, "B steps"]]:
+        """A chunk of further tokens. Takes the memory of `progress` over."""
+        return self._decode(self.programs.call, progress, stopped, sampler, ends)
+
+    def compile_decode(
+        self, progress: Progress, stopped: Bool[np.ndarray, " B"], sampler: Sampler, ends: Int[np.ndarray, " E"]
+    ) -> None:
+        """Makes the coming calls of `decode` fast."""
+        self._decode(self.programs.compile, progress, stopped, sampler, ends)
+
+    def _encode(self, tiles: Tiles) -> Encoded:
+        spec = tiles.spec
+        return self.programs.call("vision tower", encode_tiles, tiles.pixels, dtype=spec.dtype, wanted=spec.wanted)
+
+    def _decode(self, do: Callable[..., Any], progress: Progress, *arrays: Any) -> Any:
+        placement = self._placement(len(arrays[0]))
+        out = None if placement is None else (placement, self.programs.everywhere)
+        return do("decode", decode_chunk, progress, *arrays, donate=("progress",), out=out, steps=CHUNK)
+
+    def _placement(self, batch: int) -> Progress | None:
+        return self.programs.progress_placement(self._config, batch)
