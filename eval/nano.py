@@ -91,7 +91,7 @@ def _section(facts: dict[str, Any], items: Sequence[Item], rows: Sequence[Row], 
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     made = (
         f"Made by `{facts['command']}` on {facts['date']} in {facts['seconds'] / 60:.0f} min on {facts['machine']} "
-        f"({versions}; weights {facts['weights_sha256'][:12]}). Right answers in %, in parentheses the 95 % interval over "
-        f"the {len(items):,} scenes; after ± the standard deviation over {max(row.seeds for row in rows)} seeds."
+        f"({versions}; weights {facts['weights_sha256'][:12]}). Right answers in %, in parentheses the 95 % interval "
+        f"over the {len(items):,} scenes; after ± the standard deviation over {max(row.seeds for row in rows)} seeds."
     )
     return f"{made}\n\n{markdown(rows)}\n![accuracy against visual tokens]({folder}/accuracy.png)"

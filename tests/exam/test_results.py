@@ -71,6 +71,15 @@ def test_json_is_plain_and_complete(rows):
     assert {"all", "coarse", "fine", "count", "digits"} <= random["accuracy"].keys()
 
 
+def test_kinds_that_were_not_asked_are_no_numbers(items):
+    few = [item for item in items if item.question.kind == "color"]
+    rows = tabulate({Setting("random", 0.2, seed): _replies(few, 1, 36) for seed in range(2)})
+    found = json.loads(json.dumps(rows[0].to_json(), allow_nan=False))["accuracy"]
+    assert found["color"]["asked"] == len(few) and found["fine"]["asked"] == 0
+    assert found["fine"]["mean"] is found["fine"]["low"] is found["word"]["sd_over_seeds"] is None
+    assert markdown(rows)
+
+
 def test_markdown(rows):
     lines = markdown(rows).splitlines()
     [random] = [line for line in lines if line.startswith("| random tokens, 20 %")]

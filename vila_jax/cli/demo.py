@@ -13,6 +13,7 @@ import importlib.util
 import itertools
 import math
 import pathlib
+import shlex
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from vila_jax.errors import VilaError
 
 if TYPE_CHECKING:
     from vila_jax.cli.answer_sheet import Exhibit
-    from vila_jax.exam.examiner import Examiner, Setting
+    from vila_jax.exam.examiner import Examiner, Method, Setting
     from vila_jax.exam.items import Item, Reply
     from vila_jax.exam.results import Row
     from vila_jax.model import Model
@@ -36,14 +37,17 @@ KEEP = 0.2
 
 _SCENES, _QUESTIONS = 4, 4
 _BATCH, _MOST_BATCHES = 32, 8
-_COMPARED = ("hired", "random", "downsample")
+_COMPARED: tuple["Method", ...] = ("hired", "random", "downsample")
 _KEEPS = (KEEP, 0.4, 0.1)
+_LONGEST = len("orange triangle")  # of all right answers
 _NEEDS = ("sklearn", "matplotlib")
 
-_ABOUT = """\
-It was trained from nothing by this repository (configs/nano.py) on scenes like these, and on nothing else: it knows \
-shapes, colours, places, handwritten digits and two dozen words. It shows that the whole road works (checkpoint, tiles, \
-budget, decoding), and what a budget costs; it does not show what a 7B model can do, and of a photo it can say nothing."""
+_ABOUT = (
+    "It was trained from nothing by this repository (configs/nano.py) on scenes like these, and on nothing else: it "
+    "knows shapes, colours, places, handwritten digits and two dozen words. It shows that the whole road works "
+    "(checkpoint, tiles, budget, decoding), and what a budget costs; it does not show what a 7B model can do, and of "
+    "a photo it can say nothing."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -214,7 +218,7 @@ def _print_exhibits(console: Any, model: "Model", exhibits: Sequence["Exhibit"])
     console.print(f"[bold]nano[/], the embedded model: a LLaVA-NeXT of {units.count(count)} parameters.")
     console.print(_ABOUT + "\n", style="dim", width=min(console.width, 100))
     table = terminal.table(None)
-    table.add_column("question", style="cyan")  # the one that is broken on a narrow terminal
+    table.add_column("question", style="cyan", min_width=20)  # the one that is broken on a narrow terminal
     for name in ("truth", "all tokens", f"HiRED, {100 * KEEP:g} %"):
         table.add_column(name, no_wrap=True)
     for number, exhibit in enumerate(exhibits, start=1):
@@ -232,7 +236,8 @@ def _print_exhibits(console: Any, model: "Model", exhibits: Sequence["Exhibit"])
 
 
 def _marked(reply: "Reply") -> str:
-    text = terminal.plain(reply.text or "(nothing)")
+    text = reply.text or "(nothing)"
+    text = terminal.plain(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")
     return f"[green]✓ {text}[/]" if reply.right else f"[red]✗ {text}[/]"
 
 
@@ -256,8 +261,9 @@ def _print_files(console: Any, folder: pathlib.Path, files: Sequence[pathlib.Pat
 
     names = ", ".join(path.name for path in files)
     console.print(f"\nwrote to {terminal.plain(str(folder))}/: {names}", soft_wrap=True)
-    ask = f'vila-jax ask {assets.nano()} --image {folder}/scene_1.png --prompt "How many shapes are there?"'
-    console.print(f"ask it yourself: {terminal.plain(ask)}", soft_wrap=True)
+    picture = folder / "scene_1.png"
+    ask = ["vila-jax", "ask", str(assets.nano()), "--image", str(picture), "--prompt", "How many shapes are there?"]
+    console.print(f"ask it yourself: {terminal.plain(shlex.join(ask))}", soft_wrap=True)
     console.print(f"{took:.0f} s; compiled programs are kept, the next time is faster", style="dim")
 
 

@@ -50,7 +50,9 @@ def draw_chart(rows: Sequence[Row], path: str | os.PathLike[str], *, title: str,
         axes.text(0, 1.02, caption, transform=axes.transAxes, fontsize=9.5, color="#5b6472")
     panels[0].set_ylabel("exact match, %")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=9, handlelength=2.4)
+    figure.legend(
+        handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=9, handlelength=2.4
+    )
     figure.supxlabel(note, fontsize=8, color="#5b6472", x=0.012, ha="left")
     figure.savefig(path)
 
@@ -93,7 +95,9 @@ def _draw_level(axes: Any, row: Row, group: str) -> None:
     color, value = _LEVELS[row.method], 100 * row.accuracy(group)
     axes.axhline(value, color=color, linewidth=1.4, linestyle=(0, (1, 1.2)))
     bars = _bars([row], group)
-    axes.errorbar([row.tokens], [value], bars, capsize=2.5, elinewidth=1, color=color, marker="D", markersize=6, zorder=6)
+    axes.errorbar(
+        [row.tokens], [value], bars, capsize=2.5, elinewidth=1, color=color, marker="D", markersize=6, zorder=6
+    )
     below = value > 92
     axes.text(
         row.tokens / 1.04,

@@ -9,7 +9,8 @@ the patches of its tiles (of a 96 x 96 picture: 180, hence 72, 36 and 18 tokens 
     hired-code   HiRED as its authors' code computes it; keeps as many tokens or fewer
     random       patches drawn at random from the overview and the tiles
     downsample   fewer pixels instead of chosen patches, in the best form that the tokens pay for:
-                   the picture at half its size, cut into tiles like any other, all its patches (72 of a 96 x 96 picture);
+                   the picture at half its size, cut into tiles like any other, with all its patches (72 tokens
+                   where it was 96 x 96);
                    else the overview tile alone (36), to which any picture is squashed;
                    else as many of the overview's patches as there are tokens, drawn at random (seed 0)
 
@@ -23,8 +24,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from vila_jax.budgets import Budget, total_tokens
-from vila_jax.model import Model
 from vila_jax.exam.items import Item, Reply
+from vila_jax.model import Model
 from vila_jax.scenes.world import blank
 from vila_jax.vision.preprocess import Preprocessor
 

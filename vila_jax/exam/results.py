@@ -1,12 +1,15 @@
 """The results of an exam as rows of a table: one for every method and fraction of tokens, its seeds taken together."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vila_jax.exam.items import GROUPS, Reply, Score, interval, score
+import numpy as np
+
 from vila_jax.exam.examiner import Method, Setting
+from vila_jax.exam.items import GROUPS, Reply, Score, interval, score
 from vila_jax.scenes.world import KINDS
 
 LABELS: dict[Method, str] = {
@@ -44,20 +47,20 @@ class Row:
         return len(self.scores["all"])
 
     def accuracy(self, group: str = "all") -> float:
-        """Share of right answers, mean over the seeds."""
+        """Share of right answers, mean over the seeds; NaN where nothing was asked, as are the next two."""
         return statistics.fmean(one.accuracy for one in self.scores[group])
 
     def deviation(self, group: str = "all") -> float | None:
         """Standard deviation of the accuracy over the seeds; None when there is one seed."""
-        values = [one.accuracy for one in self.scores[group]]
-        return statistics.stdev(values) if len(values) > 1 else None
+        values = np.array([one.accuracy for one in self.scores[group]])
+        return float(values.std(ddof=1)) if len(values) > 1 else None
 
     def interval(self, group: str = "all") -> tuple[float, float]:
         """The 95 % interval of the accuracy over the scenes, which all seeds share."""
         return interval(self.accuracy(group), self.scores[group][0].asked)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: percentages are fractions of 1."""
+        """Plain data; accuracies are fractions of 1, None where nothing was asked."""
         return {
             "method": self.method,
             "keep": self.keep,
@@ -69,8 +72,9 @@ class Row:
     def _group_json(self, group: str) -> dict[str, Any]:
         low, high = self.interval(group)
         right = [one.right for one in self.scores[group]]
-        found = {"mean": self.accuracy(group), "low": low, "high": high, "right": right}
-        return found | {"asked": self.scores[group][0].asked, "sd_over_seeds": self.deviation(group)}
+        numbers = {"mean": self.accuracy(group), "low": low, "high": high, "sd_over_seeds": self.deviation(group)}
+        known = {name: None if value is None or math.isnan(value) else value for name, value in numbers.items()}
+        return known | {"right": right, "asked": self.scores[group][0].asked}
 
 
 def tabulate(replies: Mapping[Setting, Sequence[Reply]]) -> list[Row]:
@@ -91,13 +95,17 @@ def _row(method: Method, keep: float, runs: Sequence[Sequence[Reply]]) -> Row:
 def markdown(rows: Sequence[Row]) -> str:
     """Two tables: all rows by groups of questions, and by kind what all tokens, a fifth of them and none achieve."""
     head = "| pictures shown as | tokens | all questions | coarse | fine |\n|:--|--:|--:|--:|--:|\n"
-    lines = [f"| {row.label} | {row.tokens:.0f} | {' | '.join(_cell(row, group) for group in GROUPS)} |" for row in rows]
-    chosen = [row for row in rows if row.method in ("full", "blank") or (row.keep == 0.2 and row.method != "hired-code")]
-    kinds_head = f"| kind | asked | {' | '.join(row.label for row in chosen)} |\n|:--|--:|{'--:|' * len(chosen)}\n"
-    kinds = [
-        f"| {kind} | {rows[0].scores[kind][0].asked} | {' | '.join(f'{100 * row.accuracy(kind):.1f}' for row in chosen)} |"
-        for kind in KINDS
+    lines = [
+        f"| {row.label} | {row.tokens:.0f} | {' | '.join(_cell(row, group) for group in GROUPS)} |" for row in rows
     ]
+    chosen = [
+        row for row in rows if row.method in ("full", "blank") or (row.keep == 0.2 and row.method != "hired-code")
+    ]
+    kinds_head = f"| kind | asked | {' | '.join(row.label for row in chosen)} |\n|:--|--:|{'--:|' * len(chosen)}\n"
+    kinds = []
+    for kind in KINDS:
+        cells = [f"{100 * row.accuracy(kind):.1f}" for row in chosen]
+        kinds.append(f"| {kind} | {rows[0].scores[kind][0].asked} | {' | '.join(cells)} |")
     return head + "\n".join(lines) + "\n\n" + kinds_head + "\n".join(kinds) + "\n"
 
 
