@@ -72,6 +72,15 @@ RUN = Run(
     seed=0,
     stages=(
         Stage("tower", kind="tower", steps=1200, scenes=48, learning_rate=2e-3, warmup=100),
-        Stage("answers", kind="answers", steps=4000, scenes=32, questions=8, learning_rate=1.5e-3, warmup=100),
+        Stage(
+            "answers",
+            kind="answers",
+            steps=1150,
+            scenes=32,
+            questions=8,
+            thinned=0.5,
+            learning_rate=1.5e-3,
+            warmup=100,
+        ),
     ),
 )

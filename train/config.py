@@ -16,6 +16,7 @@ class Stage:
       questions: questions per picture; they share its visual tokens and do not see each other.
       difficulty: how crowded the scenes are.
       learning_rate: peak; linear warm-up over `warmup` steps, then cosine to a hundredth.
+      thinned: part of the pictures of which only a random share of the visual tokens is shown.
       label_weight: weight of the tower's patch-label loss beside the answers.
     """
 
@@ -27,6 +28,7 @@ class Stage:
     warmup: int
     questions: int = 0
     difficulty: Difficulty = FULL
+    thinned: float = 0.0
     label_weight: float = 0.1
     weight_decay: float = 0.01
 

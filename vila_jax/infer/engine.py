@@ -29,6 +29,10 @@ class Engine:
       dtype: of the computation and the cache.
       mesh, rules: how the weights were placed.
       on_compile: called with the name of a program before it is compiled.
+
+    Attributes:
+      planner: lays out batches.
+      phases: the work on the device, step by step.
     """
 
     def __init__(
@@ -45,7 +49,7 @@ class Engine:
         self.config = config
         self.planner = Planner(config, dtype, config.pad_id or 0)
         programs = Programs(graphdef, state, mesh=mesh, rules=rules, on_compile=on_compile)
-        self._phases = Phases(programs, config.vlm.decoder, dtype)
+        self.phases = Phases(programs, config.vlm.decoder, dtype)
 
     def generate(
         self,
@@ -58,12 +62,12 @@ class Engine:
     ) -> Run:
         """Starts a batch. Errors of the requests are raised here, before anything runs on the device."""
         layout = self.planner.layout(requests, budget, new_tokens)
-        return Run(self._phases, layout, sampling, new_tokens, end_tokens)
+        return Run(self.phases, layout, sampling, new_tokens, end_tokens)
 
     def logits(self, request: Request, *, budget: Budget | None) -> Float[np.ndarray, "T C"]:
         """Float32 logits at every position of a spliced prompt."""
         layout = self.planner.layout([request], budget, 0)
-        logits, lengths = self._phases.logits(layout.prompts, self._phases.visual_tokens(layout.tiles))
+        logits, lengths = self.phases.logits(layout.prompts, self.phases.visual_tokens(layout.tiles))
         return np.asarray(logits[0])[: int(lengths[0])]
 
     def selection(self, image: ProcessedImage, *, budget: Budget | None) -> Int[np.ndarray, " kept"]:
@@ -74,5 +78,5 @@ class Engine:
         used = self.planner.effective(budget)
         if used is None:
             return image.geometry.order()
-        chosen = self._phases.selection(self.planner.tiles([image], used))
+        chosen = self.phases.selection(self.planner.tiles([image], used))
         return np.asarray(chosen.indices[0])[np.asarray(chosen.valid[0])]
