@@ -98,7 +98,7 @@ class Trainer:
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        console.print(f"[{stage.name}] {step}/{stage.steps}  {text}  {seconds:.2f} s/step")
+        console.print(f"[{stage.name}] {step}/{stage.steps}  {text}  {seconds:.2f} s/step", soft_wrap=True)
 
 
 def _initial(stage: Stage, params: Params) -> dict[str, Any]:

@@ -27,7 +27,9 @@ class Written:
     processor: Any
 
 
-def write(folder: pathlib.Path, vision: str = "clip", text: str = "llama", *, next_: bool = False, **options) -> Written:
+def write(
+    folder: pathlib.Path, vision: str = "clip", text: str = "llama", *, next_: bool = False, **options
+) -> Written:
     """Writes a checkpoint; `options` are those of `tests.hf.models.build`."""
     model = build(vision, text, next_=next_, **options)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = EOS, PAD

@@ -10,9 +10,8 @@ from tests.infer.checkpoints import Written, write
 def written(tmp_path_factory) -> Written:
     """Tiles of 28 pixels, 16 patches each; up to 4 of them beside the overview; 2 of 6 heads hold keys and values."""
     pinpoints = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
-    return write(
-        tmp_path_factory.mktemp("next"), next_=True, image_grid_pinpoints=pinpoints, text_args={"head_dim": 8}
-    )
+    text = {"head_dim": 8, "max_position_embeddings": 200}
+    return write(tmp_path_factory.mktemp("next"), next_=True, image_grid_pinpoints=pinpoints, text_args=text)
 
 
 @pytest.fixture(scope="session")

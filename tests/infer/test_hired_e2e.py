@@ -43,8 +43,6 @@ def test_recorded_run(models: dict[str, vila_jax.Model], case: str, run: str):
     answer = model.generate(settings["prompt"], images, budget=budget, max_new_tokens=8, ignore_eos=True)
 
     assert logits.shape[0] == expected["sequence"]
-    np.testing.assert_allclose(
-        logits[arrays[f"{run}/text_positions"]], arrays[f"{run}/text_logits"], rtol=0, atol=1e-4
-    )
+    np.testing.assert_allclose(logits[arrays[f"{run}/text_positions"]], arrays[f"{run}/text_logits"], rtol=0, atol=1e-4)
     assert list(answer.token_ids) == expected["ids"]
     assert answer.finish_reason == "length"

@@ -7,6 +7,7 @@ import runpy
 
 import jax
 import numpy as np
+import pytest
 
 from train.config import Run
 from train.loop import Trainer
@@ -37,10 +38,8 @@ def test_a_stopped_run_continues_exactly(tmp_path: pathlib.Path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_log", stop)
-        try:
+        with pytest.raises(KeyboardInterrupt):
             halved.train()
-        except KeyboardInterrupt:
-            pass
     assert halved.restore()[:2] == ("answers", 2)
 
     resumed = Trainer(short_run(), tmp_path / "halved").train()

@@ -7,11 +7,13 @@ import runpy
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jaxtyping import Array
 from PIL import Image
 
 from train.config import Run
 from train.loop import new_trainee, scene_format
-from train.scene_batches import IGNORED, Batch, SceneFormat, make_batch, question_row
+from train.scene_batches import IGNORED, Batch, SceneFormat, make_batch, question_row, thin
 from train.step import Trainee, answer_loss
 from vila_jax.scenes import Scene, draw_scene
 
@@ -33,17 +35,16 @@ def scene() -> Scene:
     return draw_scene(7)
 
 
-def visual_logits(trainee: Trainee, form: SceneFormat, scene: Scene, row: Batch) -> np.ndarray:
+@nnx.jit
+def row_logits(trainee: Trainee, pixels: Array, row: dict[str, Array]) -> Array:
     """Logits of one packed row."""
-    model, pixels = trainee.model, jnp.asarray(form.preprocessor(Image.fromarray(scene.image)).pixels)
+    model = trainee.model
     states, _ = model.vision_tower(pixels)
     visual = model.project(states[-1][:, 1:])
     visual = model.with_newline(visual.reshape(-1, visual.shape[-1]))
-    ids, source, positions, segments = (
-        jnp.asarray(row[name])[None] for name in ("token_ids", "source", "positions", "segments")
-    )
-    hidden, _ = model.decoder(model.splice(ids, source, visual), positions, segments=segments)
-    return np.asarray(model.decoder.logits(hidden)[0])
+    embedded = model.splice(row["token_ids"], row["source"], visual)
+    hidden, _ = model.decoder(embedded, row["positions"], segments=row["segments"])
+    return model.decoder.logits(hidden)[0]
 
 
 def test_packed_questions_do_not_see_each_other(run: Run, form: SceneFormat, scene: Scene):
@@ -52,11 +53,16 @@ def test_packed_questions_do_not_see_each_other(run: Run, form: SceneFormat, sce
     geometry = form.preprocessor.geometry(scene.image.shape[:2])
     source = geometry.order_with_newlines(geometry.num_tiles * geometry.patches_per_tile)
     questions = list(scene.questions[:5])
+    pixels = jnp.asarray(form.preprocessor(Image.fromarray(scene.image)).pixels)
+
+    def logits(row: Batch) -> np.ndarray:
+        return np.asarray(row_logits(trainee, pixels, {name: jnp.asarray(value)[None] for name, value in row.items()}))
+
     packed = question_row(questions, source, form)
-    together = visual_logits(trainee, form, scene, packed)
+    together = logits(packed)
     for segment, question in enumerate(questions, start=1):
         single = question_row([question], source, form)
-        alone = visual_logits(trainee, form, scene, single)
+        alone = logits(single)
         mine = (packed["segments"] == segment) & (packed["targets"] != IGNORED)
         np.testing.assert_array_equal(packed["targets"][mine], single["targets"][single["targets"] != IGNORED])
         np.testing.assert_allclose(together[mine], alone[single["targets"] != IGNORED], rtol=0, atol=1e-5)
@@ -94,11 +100,12 @@ def test_the_loss_counts_answer_tokens_alone(run: Run, form: SceneFormat):
     stage = dataclasses.replace(run.stages[1], scenes=2, questions=2)
     trainee = new_trainee(run)
     batch = {name: jnp.asarray(value) for name, value in make_batch(stage, form, 0, 0).items()}
-    loss = answer_loss(trainee, batch, 0.0)[0]
+    loss_of = nnx.jit(lambda trainee, batch: answer_loss(trainee, batch, 0.0)[0])
+    loss = loss_of(trainee, batch)
     padding = jnp.where(batch["segments"] < 0, 5, batch["token_ids"])
-    same = answer_loss(trainee, batch | {"token_ids": padding}, 0.0)[0]
+    same = loss_of(trainee, batch | {"token_ids": padding})
     targets = jnp.where(batch["targets"] >= 0, 0, batch["targets"])
-    different = answer_loss(trainee, batch | {"targets": targets}, 0.0)[0]
+    different = loss_of(trainee, batch | {"targets": targets})
     np.testing.assert_allclose(loss, same, rtol=1e-6)
     assert abs(float(loss) - float(different)) > 1e-3
 
@@ -108,3 +115,17 @@ def test_the_exam_is_not_in_the_training_data():
     seen = {scan for seed in range(200) for thing in draw_scene(seed).objects for scan in thing.scans}
     exam = {scan for seed in range(200) for thing in draw_scene(seed, split="test").objects for scan in thing.scans}
     assert seen and exam and not seen & exam
+
+
+def test_thinned_pictures_keep_their_order():
+    rng = np.random.default_rng(0)
+    order = rng.permutation(200).astype(np.int32)
+    place = {patch: i for i, patch in enumerate(order)}
+    shown = np.arange(200) < 100
+    parts = [thin(order, shown, rng) for _ in range(50)]
+    for part in parts:
+        places = [place[patch] for patch in part]
+        assert places == sorted(places) and len(set(places)) == len(places)
+    sizes = [len(part) for part in parts]
+    assert 20 <= min(sizes) < 60 and 140 < max(sizes) <= 200
+    assert np.mean([shown[part].mean() for part in parts]) > 0.6
