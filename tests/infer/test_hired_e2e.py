@@ -46,3 +46,5 @@ def test_recorded_run(models: dict[str, vila_jax.Model], case: str, run: str):
     np.testing.assert_allclose(logits[arrays[f"{run}/text_positions"]], arrays[f"{run}/text_logits"], rtol=0, atol=1e-4)
     assert list(answer.token_ids) == expected["ids"]
     assert answer.finish_reason == "length"
+    assert answer.usage.prompt_tokens == expected["sequence"]
+    assert answer.usage.visual_tokens_kept == expected["image_tokens"]

@@ -106,6 +106,8 @@ def keep_likely(logits: Float[Array, "B C"], top_k: Int[Array, " B"], top_p: Flo
     ranked = jnp.where(within_k, ranked, -jnp.inf)
     probability = jax.nn.softmax(ranked, axis=-1)
     before = jnp.cumsum(probability, axis=-1) - probability
-    ranked = jnp.where(before < top_p[:, None], ranked, -jnp.inf)
+    # Rounded, the sum may reach 1 before the last token.
+    within_p = (before < top_p[:, None]) | (top_p[:, None] >= 1)
+    ranked = jnp.where(within_p, ranked, -jnp.inf)
     back = jnp.argsort(order, axis=-1)
     return jnp.take_along_axis(ranked, back, axis=-1)
