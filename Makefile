@@ -29,7 +29,7 @@ clean: ## remove what make has made
 
 # The stamps depend on pyproject.toml, so that changed requirements are installed.
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("vila_jax needs Python 3.11 or newer" * (sys.version_info < (3, 11)))'
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "vila_jax needs Python 3.11 or newer: make PYTHON=..."'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python

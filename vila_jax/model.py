@@ -255,7 +255,7 @@ def from_pretrained(
     preprocessor = make_preprocessor(checkpoint)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     graphdef, state = load_state(checkpoint, dtype=dtype, mesh=mesh, rules=rules, on_tensor=on_tensor)
-    engine = Engine(graphdef, state, checkpoint.config, dtype=dtype.name, mesh=mesh, rules=rules, on_compile=on_compile)
+    engine = Engine(graphdef, state, checkpoint.config, dtype=dtype.name, on_compile=on_compile)
     decoder = (checkpoint.raw_config.get("text_config") or {}).get("model_type", "llama")
     style = style_for(decoder, str(path_or_hub_id))
     return Model(checkpoint, engine, tokenizer, preprocessor, chosen, style)

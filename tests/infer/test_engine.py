@@ -11,6 +11,7 @@ import vila_jax
 from tests.infer.checkpoints import photo, write
 from vila_jax.dist.mesh import make_mesh
 from vila_jax.errors import BudgetError, ConfigError, ContextLengthError, PromptError, VilaError
+from vila_jax.infer.layout import Request
 
 PROMPT = "w5 <image> w6 w7"
 WIDE, TALL, SQUARE, NARROW = photo(33, 71), photo(90, 41), photo(60, 60), photo(23, 150)
@@ -244,9 +245,8 @@ def test_stream_takes_one_prompt(model, monkeypatch):
 
 
 def test_empty_prompt_is_refused_where_no_token_begins_a_text(model):
-    engine = model.engine
     with pytest.raises(PromptError, match="empty"):
-        engine.planner.layout([vila_jax.infer.layout.Request([])], None, 1)
+        model.engine.planner.layout([Request([])], None, 1)
 
 
 def test_towers_that_a_budget_cannot_serve(tmp_path):
@@ -317,6 +317,17 @@ def test_sharded_model_answers_as_on_one_device(model, written, axes):
     assert ids(sharded.generate(**BATCH, **options)) == ids(model.generate(**BATCH, **options))
     one = [each.generate(PROMPT, [WIDE], max_new_tokens=20, ignore_eos=True) for each in (sharded, model)]
     assert one[0].token_ids == one[1].token_ids
+
+
+def test_cache_is_sharded_like_the_heads_that_fill_it(written, monkeypatch):
+    sharded = vila_jax.from_pretrained(written.folder, dtype="float32", mesh=make_mesh({"tensor": 2, "data": 4}))
+    seen = []
+    decode = sharded.engine.phases.decode
+    monkeypatch.setattr(sharded.engine.phases, "decode", lambda *args: seen.append(decode(*args)) or seen[-1])
+    sharded.generate(PROMPT, [WIDE], max_new_tokens=20, ignore_eos=True)
+    keys, values = seen[-1][0].cache[0]
+    heads = sharded.config.vlm.decoder.num_kv_heads
+    assert {part.data.shape[-3] for array in (keys, values) for part in array.addressable_shards} == {heads // 2}
 
 
 def test_computation_takes_the_dtype_of_the_model(model, written):

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
 from vila_jax.budgets import Budget
-from vila_jax.dist.rules import ShardingRules
 from vila_jax.hf.config import ModelConfig
 from vila_jax.infer.layout import Planner, Request
 from vila_jax.infer.phases import Phases
@@ -27,7 +25,6 @@ class Engine:
       graphdef, state: the model, from `vila_jax.hf.load`.
       config: its description.
       dtype: of the computation and the cache.
-      mesh, rules: how the weights were placed.
       on_compile: called with the name of a program before it is compiled.
 
     Attributes:
@@ -42,14 +39,11 @@ class Engine:
         config: ModelConfig,
         *,
         dtype: str,
-        mesh: jax.sharding.Mesh | None = None,
-        rules: ShardingRules | None = None,
         on_compile: OnCompile | None = None,
     ):
         self.config = config
         self.planner = Planner(config, dtype, config.pad_id or 0)
-        programs = Programs(graphdef, state, mesh=mesh, rules=rules, on_compile=on_compile)
-        self.phases = Phases(programs, config.vlm.decoder, dtype)
+        self.phases = Phases(Programs(graphdef, state, on_compile), config.vlm.decoder, dtype)
 
     def generate(
         self,

@@ -53,7 +53,6 @@ class Phases:
             "prefill",
             prefill,
             *(layout.prompts, self.visual_tokens(layout.tiles), sampler, limit, ends),
-            out=self._placement(len(limit)),
             config=self._config,
             dtype=self._dtype,
             cache_length=layout.cache_length,
@@ -75,10 +74,5 @@ class Phases:
         spec = tiles.spec
         return self.programs.call("vision tower", encode_tiles, tiles.pixels, dtype=spec.dtype, wanted=spec.wanted)
 
-    def _decode(self, do: Callable[..., Any], progress: Progress, *arrays: Any) -> Any:
-        placement = self._placement(len(arrays[0]))
-        out = None if placement is None else (placement, self.programs.everywhere)
-        return do("decode", decode_chunk, progress, *arrays, donate=("progress",), out=out, steps=CHUNK)
-
-    def _placement(self, batch: int) -> Progress | None:
-        return self.programs.progress_placement(self._config, batch)
+    def _decode(self, do: Callable[..., Any], *arrays: Any) -> Any:
+        return do("decode", decode_chunk, *arrays, donate=("progress",), steps=CHUNK)
