@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -336,3 +337,11 @@ def test_computation_takes_the_dtype_of_the_model(model, written):
     layout = half.engine.planner.layout(requests, None, 1)
     assert half.engine.phases.visual_tokens(layout.tiles).table.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.logits(PROMPT, [WIDE]), model.logits(PROMPT, [WIDE]), atol=1.0)
+
+
+def test_tiles_together_are_encoded_as_one_by_one(model, written, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where all tiles go through the tower at once
+    together = vila_jax.from_pretrained(written.folder, dtype="float32")
+    for budget in (None, "hired:0.3"):
+        expected = model.logits(PROMPT, [TALL], budget=budget)
+        np.testing.assert_allclose(together.logits(PROMPT, [TALL], budget=budget), expected, rtol=0, atol=1e-5)
