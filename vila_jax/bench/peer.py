@@ -28,7 +28,7 @@ import vila_jax
 
 console = Console(stderr=True)
 
-PROMPT = "USER: <image>\nwhat is in this picture ? ASSISTANT:"
+PROMPT = "USER: <image>\nwhat do you see in this picture ? ASSISTANT:"
 
 
 @dataclasses.dataclass(frozen=True)
