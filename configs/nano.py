@@ -75,7 +75,7 @@ RUN = Run(
         Stage(
             "answers",
             kind="answers",
-            steps=1150,
+            steps=4000,
             scenes=32,
             questions=8,
             thinned=0.5,

@@ -1,6 +1,6 @@
 """Visual-token budgets: how many visual tokens reach the decoder, and which.
 
-    score      a number for every patch                        (`scores`, or the method itself)
+    score      a number for every patch                        (the tower's intermediates, or the method itself)
     allocate   how many tokens each tile may keep              (`allocate`)
     select     that many best patches of each tile             (`select`)
 

@@ -34,7 +34,6 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from vila_jax.budgets.allocate import largest_remainder
 from vila_jax.budgets.method import Method, Plan, resolve_block
-from vila_jax.budgets.scores import cls_attention_name
 from vila_jax.budgets.select import keep_top
 from vila_jax.errors import BudgetError
 from vila_jax.nn.config import VisionConfig
@@ -86,8 +85,8 @@ class Hired(Method):
     def intermediates(self, vision: VisionConfig, depth: int) -> dict[str, str]:
         del vision
         return {
-            "content": cls_attention_name(resolve_block(self.first_layer, depth, "first_layer")),
-            "score": cls_attention_name(resolve_block(self.score_layer, depth, "score_layer")),
+            "content": f"cls_attention/{resolve_block(self.first_layer, depth, 'first_layer')}",
+            "score": f"cls_attention/{resolve_block(self.score_layer, depth, 'score_layer')}",
         }
 
     def candidates(self, geometry: TileGeometry) -> Bool[np.ndarray, "P N"]:

@@ -1,9 +1,9 @@
-"""The class token's attention row, recomputed."""
+"""The class token's attention row, recomputed, against what HiRED's own hooks compute."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from vila_jax.budgets.scores import cls_attention, cls_scores
+from vila_jax.nn.vit import class_attention
 
 
 def test_golden(golden):
@@ -12,8 +12,9 @@ def test_golden(golden):
     q, k = data["q_proj_out"], data["k_proj_out"]
     q = jnp.asarray(q[:, 0].reshape(q.shape[0], heads, -1))
     k = jnp.asarray(k.reshape(*k.shape[:2], heads, -1))
-    np.testing.assert_allclose(cls_attention(q, k), data["cls_attn"], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(cls_scores(q, k), data["cls_attn_headsum"], rtol=1e-5, atol=1e-7)
+    rows = class_attention(q, k)
+    np.testing.assert_allclose(rows, data["cls_attn"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(rows[..., 1:].sum(axis=1), data["cls_attn_headsum"], rtol=1e-5, atol=1e-7)
 
 
 def test_computed_in_float32():
@@ -23,6 +24,6 @@ def test_computed_in_float32():
     exact_q, exact_k = np.asarray(q, np.float64), np.asarray(k, np.float64)
     logits = np.einsum("rnh,rsnh->rns", exact_q, exact_k) / np.sqrt(8)
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    attention = cls_attention(q, k)
+    attention = class_attention(q, k)
     assert attention.dtype == jnp.float32
     np.testing.assert_allclose(attention, expected, rtol=1e-5)
