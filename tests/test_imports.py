@@ -30,3 +30,9 @@ def test_an_answer_needs_neither_torch_nor_tensorflow(golden):
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == {"tokens": 2, "kept": 16, "found": []}
+
+
+def test_object_stores_are_not_read_through_tensorflow():
+    code = "import os, vila_jax; print(os.environ['EPATH_USE_TF'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "false"

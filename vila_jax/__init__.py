@@ -10,6 +10,7 @@ Quick start:
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from vila_jax import errors
@@ -18,6 +19,9 @@ from vila_jax.errors import VilaError
 if TYPE_CHECKING:
     from vila_jax.budgets import Budget
     from vila_jax.model import Model, from_pretrained
+
+# etils reads object stores through TensorFlow wherever that is installed, unless told otherwise before its import.
+os.environ.setdefault("EPATH_USE_TF", "false")
 
 __version__ = "0.1.0"
 

@@ -91,3 +91,11 @@ def test_own_rules_and_unknown_axes():
     assert sharding_for(("embed",), (16,), mesh, rules).spec == P("data")
     with pytest.raises(ConfigError, match=r"no rule for the logical axis 'mlp'.*embed"):
         sharding_for(("mlp",), (16,), mesh, rules)
+
+
+def test_the_readme_finds_the_mesh_where_it_says():
+    import vila_jax
+    from vila_jax.model import Model
+
+    assert Model is vila_jax.Model
+    assert dict(vila_jax.dist.make_mesh({"fsdp": 4, "tensor": 2}).shape)["fsdp"] == 4

@@ -1,0 +1,6 @@
+"""Placing a model on many devices: a mesh, and one table from logical axes to its axes."""
+
+from vila_jax.dist.mesh import make_mesh
+from vila_jax.dist.rules import ShardingRules, sharding_for
+
+__all__ = ["ShardingRules", "make_mesh", "sharding_for"]
