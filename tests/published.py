@@ -1,4 +1,4 @@
-"""`config.json` of published checkpoints, which leave most values to the defaults of their class."""
+"""`config.json` of published checkpoints (written from memory), which leave most values to their class's defaults."""
 
 _TOWER = {
     "hidden_size": 1024,

@@ -10,6 +10,7 @@ import transformers as hf
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from tests.published import LLAVA_15_7B, LLAVA_NEXT_MISTRAL_7B, LLAVA_NEXT_VICUNA_7B
 from vila_jax.errors import ConfigError
 from vila_jax.hf.config import ModelConfig, parse_config
 from vila_jax.nn.layers import ACTIVATIONS
@@ -17,67 +18,10 @@ from vila_jax.nn.rope import rotary_angles
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 4}
 
-# As published by llava-hf on the Hub.
 PUBLISHED = {
-    "llava-1.5-7b": {
-        "model_type": "llava",
-        "ignore_index": -100,
-        "image_token_index": 32000,
-        "pad_token_id": 32001,
-        "projector_hidden_act": "gelu",
-        "text_config": {
-            "_name_or_path": "lmsys/vicuna-7b-v1.5",
-            "architectures": ["LlamaForCausalLM"],
-            "max_position_embeddings": 4096,
-            "model_type": "llama",
-            "rms_norm_eps": 1e-05,
-            "torch_dtype": "float16",
-            "vocab_size": 32064,
-        },
-        "torch_dtype": "float16",
-        "vision_config": {
-            "hidden_size": 1024,
-            "image_size": 336,
-            "intermediate_size": 4096,
-            "model_type": "clip_vision_model",
-            "num_attention_heads": 16,
-            "num_hidden_layers": 24,
-            "patch_size": 14,
-            "projection_dim": 768,
-            "vocab_size": 32000,
-        },
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "vocab_size": 32064,
-    },
-    "llava-v1.6-mistral-7b": {
-        "model_type": "llava_next",
-        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
-        "image_token_index": 32000,
-        "text_config": {
-            "intermediate_size": 14336,
-            "max_position_embeddings": 32768,
-            "model_type": "mistral",
-            "num_key_value_heads": 8,
-            "rms_norm_eps": 1e-05,
-            "rope_theta": 1000000.0,
-            "sliding_window": None,
-            "vocab_size": 32064,
-        },
-        "tie_word_embeddings": False,
-        "use_image_newline_parameter": True,
-        "vision_config": {
-            "hidden_size": 1024,
-            "image_size": 336,
-            "intermediate_size": 4096,
-            "model_type": "clip_vision_model",
-            "num_attention_heads": 16,
-            "num_hidden_layers": 24,
-            "patch_size": 14,
-            "projection_dim": 768,
-            "vocab_size": 32000,
-        },
-    },
+    "llava-1.5-7b": LLAVA_15_7B,
+    "llava-v1.6-vicuna-7b": LLAVA_NEXT_VICUNA_7B,
+    "llava-v1.6-mistral-7b": LLAVA_NEXT_MISTRAL_7B,
 }
 
 PARTIAL = PUBLISHED | {
