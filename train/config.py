@@ -17,6 +17,9 @@ class Stage:
       difficulty: how crowded the scenes are.
       learning_rate: peak; linear warm-up over `warmup` steps, then cosine to a hundredth.
       thinned: part of the pictures of which only a random share of the visual tokens is shown.
+      shown: least and most of the visual tokens that a thinned picture keeps, as fractions.
+      row_length: tokens reserved for every picture and its questions; questions that do not fit are left out.
+      optimizer: the rule, see `train/optim.py`.
       label_weight: weight of the tower's patch-label loss beside the answers.
     """
 
@@ -29,6 +32,9 @@ class Stage:
     questions: int = 0
     difficulty: Difficulty = FULL
     thinned: float = 0.0
+    shown: tuple[float, float] = (0.1, 1.0)
+    row_length: int = 320
+    optimizer: Literal["adamw", "muon"] = "adamw"
     label_weight: float = 0.1
     weight_decay: float = 0.01
 

@@ -34,14 +34,12 @@ class SceneFormat:
 
     Attributes:
       max_tiles: tiles reserved for every picture.
-      row_length: tokens reserved for every picture and its questions; questions that do not fit are left out.
       prompt: text before and after a question, around the picture.
     """
 
     preprocessor: Preprocessor
     tokenizer: Tokenizer
     max_tiles: int = 5
-    row_length: int = 320
     prompt: tuple[str, str] = ("USER:", "ASSISTANT:")
 
 
@@ -66,24 +64,25 @@ def make_batch(stage: Stage, form: SceneFormat, seed: int, step: int) -> Batch:
     for i, (scene, image) in enumerate(zip(scenes, images, strict=True)):
         order = image.geometry.order_with_newlines(table)
         if rng.random() < stage.thinned:
-            order = thin(image.geometry.order(), contents[i] > 0, rng)
+            order = thin(image.geometry.order(), contents[i] > 0, stage.shown, rng)
         source = np.where(order == table, table, order + i * form.max_tiles * image.geometry.patches_per_tile)
-        rows.append(question_row(choose_questions(scene, stage.questions, rng), source, form))
+        rows.append(question_row(choose_questions(scene, stage.questions, rng), source, form, stage.row_length))
     return batch | {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def thin(order: np.ndarray, shown: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random tenth to all of the visual tokens, in order, as a budget would leave them; no newlines.
+def thin(order: np.ndarray, content: np.ndarray, shown: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    """A random share of the visual tokens, in order, as a budget would leave them; no newlines.
 
     Without such rows the model reads a token's place in the picture from its place in the sequence, and every budget
     confuses it. Patches that show something are several times as likely to stay, so that questions can be answered.
 
     Args:
       order: flat indices of the picture's patches in token order.
-      shown: for every patch of all tiles, whether it shows more than background.
+      content: for every patch of all tiles, whether it shows more than background.
+      shown: least and most that stays, as fractions.
     """
-    count = max(1, int(len(order) * rng.uniform(0.1, 1.0)))
-    score = rng.gumbel(size=len(order)) + 2.0 * shown[order]
+    count = max(1, int(len(order) * rng.uniform(*shown)))
+    score = rng.gumbel(size=len(order)) + 2.0 * content[order]
     return order[np.sort(np.argsort(-score)[:count])]
 
 
@@ -98,14 +97,14 @@ def choose_questions(scene: Scene, count: int, rng: np.random.Generator) -> list
     return (head + rounds[first:])[:count]
 
 
-def question_row(questions: list[Question], source: np.ndarray, form: SceneFormat) -> Batch:
+def question_row(questions: list[Question], source: np.ndarray, form: SceneFormat, length: int) -> Batch:
     """One packed row: the shared prefix with the visual tokens, then each question and answer as a segment."""
     before, after = form.prompt
     prefix = form.tokenizer.encode(before).ids
     start = len(prefix) + len(source)
-    row = {name: np.zeros(form.row_length, np.int32) for name in ("token_ids", "positions")}
-    row |= {"source": np.full(form.row_length, -1, np.int32), "targets": np.full(form.row_length, IGNORED, np.int32)}
-    row["segments"] = np.full(form.row_length, PAD_SEGMENT, np.int32)
+    row = {name: np.zeros(length, np.int32) for name in ("token_ids", "positions")}
+    row |= {"source": np.full(length, -1, np.int32), "targets": np.full(length, IGNORED, np.int32)}
+    row["segments"] = np.full(length, PAD_SEGMENT, np.int32)
     row["token_ids"][: len(prefix)] = prefix
     row["source"][len(prefix) : start] = source
     row["positions"][:start] = np.arange(start)
@@ -116,7 +115,7 @@ def question_row(questions: list[Question], source: np.ndarray, form: SceneForma
         answer = form.tokenizer.encode(f"{question.answer}</s>", add_special_tokens=False).ids
         tokens = ask + answer
         end = at + len(tokens)
-        if end > form.row_length:
+        if end > length:
             break
         row["token_ids"][at:end] = tokens
         row["positions"][at:end] = start + np.arange(len(tokens))

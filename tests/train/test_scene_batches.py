@@ -58,10 +58,10 @@ def test_packed_questions_do_not_see_each_other(run: Run, form: SceneFormat, sce
     def logits(row: Batch) -> np.ndarray:
         return np.asarray(row_logits(trainee, pixels, {name: jnp.asarray(value)[None] for name, value in row.items()}))
 
-    packed = question_row(questions, source, form)
+    packed = question_row(questions, source, form, length=320)
     together = logits(packed)
     for segment, question in enumerate(questions, start=1):
-        single = question_row([question], source, form)
+        single = question_row([question], source, form, length=320)
         alone = logits(single)
         mine = (packed["segments"] == segment) & (packed["targets"] != IGNORED)
         np.testing.assert_array_equal(packed["targets"][mine], single["targets"][single["targets"] != IGNORED])
@@ -71,7 +71,7 @@ def test_packed_questions_do_not_see_each_other(run: Run, form: SceneFormat, sce
 def test_targets_are_the_answer_and_the_end_token(form: SceneFormat, scene: Scene):
     source = np.arange(10, dtype=np.int32)
     question = scene.questions[0]
-    row = question_row([question], source, form)
+    row = question_row([question], source, form, length=320)
     known = row["targets"] != IGNORED
     end = form.tokenizer.token_to_id("</s>")
     assert form.tokenizer.decode(row["targets"][known].tolist()) == question.answer
@@ -81,8 +81,7 @@ def test_targets_are_the_answer_and_the_end_token(form: SceneFormat, scene: Scen
 
 
 def test_a_question_that_does_not_fit_is_left_out_whole(form: SceneFormat, scene: Scene):
-    short = dataclasses.replace(form, row_length=40)
-    row = question_row(list(scene.questions[:8]), np.arange(10, dtype=np.int32), short)
+    row = question_row(list(scene.questions[:8]), np.arange(10, dtype=np.int32), form, length=40)
     assert 1 <= row["segments"].max() < 8
     ends = row["targets"] == form.tokenizer.token_to_id("</s>")
     assert ends.sum() == row["segments"].max()
@@ -122,7 +121,7 @@ def test_thinned_pictures_keep_their_order():
     order = rng.permutation(200).astype(np.int32)
     place = {patch: i for i, patch in enumerate(order)}
     shown = np.arange(200) < 100
-    parts = [thin(order, shown, rng) for _ in range(50)]
+    parts = [thin(order, shown, (0.1, 1.0), rng) for _ in range(50)]
     for part in parts:
         places = [place[patch] for patch in part]
         assert places == sorted(places) and len(set(places)) == len(places)
