@@ -71,7 +71,7 @@ def test_every_axis_of_the_model_has_a_rule():
     vision = dict(hidden_size=8, intermediate_size=8, num_layers=1, num_heads=2, image_size=4, patch_size=2)
     config = VLMConfig(
         vision=VisionConfig(kind="clip", hidden_act="gelu", norm_eps=1e-5, **vision),
-        projector=ProjectorConfig(num_layers=2, in_features=8, out_features=8),
+        projector=ProjectorConfig((8, 8, 8)),
         decoder=DecoderConfig(16, 8, 8, 1, 2, 2, 4, 1e-5, 32, qkv_bias=True),
         feature_layers=(1,),
         has_newline=True,

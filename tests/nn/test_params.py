@@ -14,7 +14,7 @@ from vila_jax.nn.vlm import VLM
 def config(kind: str = "clip", width: int = 6, **decoder) -> VLMConfig:
     return VLMConfig(
         vision=VisionConfig(kind, 6, 12, 3, 2, 15, 5, "gelu", 1e-5),
-        projector=ProjectorConfig(2, 6, width),
+        projector=ProjectorConfig((6, width, width)),
         decoder=DecoderConfig(31, width, 12, 2, 4, 2, 3, 1e-5, 64, **decoder),
         feature_layers=(2,),
         has_newline=True,

@@ -35,7 +35,7 @@ def test_two_layers(theirs, ours, bias, feature_layers):
     )
     oracle = randomise(LlavaMultiModalProjector(config))
     width = 12 if feature_layers == -2 else 36
-    sizes = ProjectorConfig(2, width, 20, hidden_act=ours, bias=bias)
+    sizes = ProjectorConfig((width, 20, 20), hidden_act=ours, bias=bias)
     parts = with_weights_of(
         oracle, lambda rngs: Projector(sizes, rngs=rngs, dtype=jnp.float32), "projector.", "multi_modal_projector."
     )
@@ -50,7 +50,7 @@ def test_other_depths(layers):
     linears = [torch.nn.Linear(i, o) for i, o in itertools.pairwise(widths)]
     with_gelu = [module for linear in linears for module in (linear, torch.nn.GELU())][:-1]
     oracle = randomise(torch.nn.Sequential(*with_gelu))
-    graphdef, state = abstract(lambda rngs: Projector(ProjectorConfig(layers, 7, 11), rngs=rngs, dtype=jnp.float32))
+    graphdef, state = abstract(lambda rngs: Projector(ProjectorConfig((7, *[11] * layers)), rngs=rngs, dtype=jnp.float32))
     filled = [
         (path, leaf.replace(jnp.asarray(getattr(linears[path[1]], path[2]).detach().numpy())))
         for path, leaf in nnx.to_flat_state(state)

@@ -48,7 +48,7 @@ def build(tower, feature_layer, select, feature_layers, keep_class_token, has_ne
     act = {"clip": "quick_gelu", "siglip": "gelu_tanh"}[tower]
     ours = VLMConfig(
         vision=vision_config(config.vision_config, tower, act),
-        projector=ProjectorConfig(2, 12 * len(feature_layers), 16),
+        projector=ProjectorConfig((12 * len(feature_layers), 16, 16)),
         decoder=decoder_config(config.text_config, RopeConfig()),
         feature_layers=feature_layers,
         keep_class_token=keep_class_token,

@@ -5,6 +5,8 @@ attention counts the visible half only, the tower's attention the full square. T
 of a prompt alone.
 """
 
+import itertools
+
 from vila_jax.nn.config import DecoderConfig, VLMConfig
 
 
@@ -19,9 +21,7 @@ def tower_flops(config: VLMConfig) -> int:
 
 def projector_flops(config: VLMConfig, tokens: int) -> int:
     """`tokens` visual tokens through the projector."""
-    projector = config.projector
-    first = projector.in_features * projector.out_features
-    return 2 * tokens * (first + (projector.num_layers - 1) * projector.out_features**2)
+    return 2 * tokens * sum(i * o for i, o in itertools.pairwise(config.projector.widths))
 
 
 def decoder_flops(config: DecoderConfig, tokens: int) -> int:

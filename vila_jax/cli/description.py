@@ -53,7 +53,8 @@ def network(checkpoint: Checkpoint) -> Facts:
             "feature_layers": list(vlm.feature_layers),
         },
         "projector": {
-            "layers": vlm.projector.num_layers,
+            "layers": len(vlm.projector.widths) - 1,
+            "window": vlm.projector.window,
             "in": vlm.projector.in_features,
             "out": vlm.projector.out_features,
             "activation": vlm.projector.hidden_act,

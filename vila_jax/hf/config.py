@@ -65,9 +65,7 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
     vlm = VLMConfig(
         vision=vision,
         projector=ProjectorConfig(
-            num_layers=2,
-            in_features=vision.hidden_size * len(feature_layers),
-            out_features=decoder.hidden_size,
+            widths=(vision.hidden_size * len(feature_layers), decoder.hidden_size, decoder.hidden_size),
             hidden_act=top.choice("projector_hidden_act", "gelu", ACTIVATIONS),
             bias=top.flag("multimodal_projector_bias", True),
         ),

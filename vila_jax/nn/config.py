@@ -10,14 +10,22 @@ from typing import Literal
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 
 
+TowerKind = Literal["clip", "siglip", "intern"]
+
+
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """A vision transformer: CLIP (class token, pre-norm) or SigLIP (neither, but a patch bias).
+    """A vision transformer.
+
+    clip:    class token, norm before the blocks
+    siglip:  no class token, patch bias
+    intern:  InternViT: class token, patch bias, RMS norms, normalised queries and keys (`qk_norm`), one fused
+             projection for queries, keys and values without bias, scaled residual branches
 
     `num_layers` is the number of blocks *in the checkpoint*; `VLMConfig.vision_depth` says how many are built.
     """
 
-    kind: Literal["clip", "siglip"]
+    kind: TowerKind
     hidden_size: int
     intermediate_size: int
     num_layers: int
@@ -26,10 +34,12 @@ class VisionConfig:
     patch_size: int
     hidden_act: Activation
     norm_eps: float
+    qk_norm: bool = False
+    qkv_bias: bool = True
 
     @property
     def has_class_token(self) -> bool:
-        return self.kind == "clip"
+        return self.kind != "siglip"
 
     @property
     def side(self) -> int:
@@ -51,13 +61,30 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ProjectorConfig:
-    """`num_layers` linear layers with an activation between two of them: `linear` is 1, `mlp2x_gelu` is 2."""
+    """From the tower's features to the decoder's width.
 
-    num_layers: int
-    in_features: int
-    out_features: int
+    Attributes:
+      widths: of the vectors before, between and after the linear layers: `(in, out)` is one layer, `(in, out, out)` is
+        `mlp2x_gelu`, a single width is the identity. Between two layers stands the activation.
+      window: `k`: the vectors of each `k x k` patches of a tile are concatenated first, so that `widths[0]` is
+        `k * k` times the width of the features; an odd edge is filled up with zeros below and to the right.
+      norms: whether a LayerNorm stands before every linear layer but the last.
+    """
+
+    widths: tuple[int, ...]
+    window: int = 1
+    norms: bool = False
     hidden_act: Activation = "gelu"
     bias: bool = True
+
+    @property
+    def in_features(self) -> int:
+        """Width of a patch's features."""
+        return self.widths[0] // self.window**2
+
+    @property
+    def out_features(self) -> int:
+        return self.widths[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +141,7 @@ class VLMConfig:
         `i` the output of block `i - 1`; several are concatenated along the width, in this order.
       keep_class_token: whether the class token stays among the visual tokens (strategy `full` / `cls_patch`).
       has_newline: whether there is a learned `image_newline` embedding (LLaVA-NeXT).
+      num_scales: feature maps of one picture at several scales that are concatenated along the width (S2).
     """
 
     vision: VisionConfig
@@ -122,6 +150,7 @@ class VLMConfig:
     feature_layers: tuple[int, ...]
     keep_class_token: bool = False
     has_newline: bool = False
+    num_scales: int = 1
 
     @property
     def vision_depth(self) -> int:
@@ -129,5 +158,10 @@ class VLMConfig:
         return max(self.feature_layers)
 
     @property
+    def token_side(self) -> int:
+        """Visual tokens along one edge of a tile, once the projector has merged its windows."""
+        return -(-self.vision.side // self.projector.window)
+
+    @property
     def tokens_per_tile(self) -> int:
-        return self.vision.num_patches + (self.keep_class_token and self.vision.has_class_token)
+        return self.token_side**2 + (self.keep_class_token and self.vision.has_class_token)

@@ -15,10 +15,9 @@ class Projector(nnx.Module):
 
     def __init__(self, config: ProjectorConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.act = ACTIVATIONS[config.hidden_act]
-        widths = [config.in_features] + [config.out_features] * config.num_layers
         axes = ("projector_out", "projector_in")
         self.layers = nnx.List(
-            [Linear(i, o, axes, bias=config.bias, rngs=rngs, dtype=dtype) for i, o in itertools.pairwise(widths)]
+            [Linear(i, o, axes, bias=config.bias, rngs=rngs, dtype=dtype) for i, o in itertools.pairwise(config.widths)]
         )
 
     def __call__(self, x: Float[Array, "*batch Dv"]) -> Float[Array, "*batch D"]:
