@@ -89,7 +89,7 @@ RUN = Run(
         Stage(
             "answers",
             kind="answers",
-            steps=1700,
+            steps=2000,
             scenes=32,
             questions=8,
             thinned=0.5,

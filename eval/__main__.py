@@ -5,6 +5,7 @@ import sys
 
 from eval import nano
 from vila_jax.errors import VilaError
+from vila_jax.heap import keep_freed_memory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -13,6 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     evaluations = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     nano.add_arguments(evaluations.add_parser("nano", help=nano.__doc__, description=nano.__doc__))
     args = parser.parse_args(argv)
+    keep_freed_memory()
     try:
         return nano.run(args)
     except VilaError as error:

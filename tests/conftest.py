@@ -3,6 +3,7 @@
 * jaxtyping + beartype check every annotated signature of the package (in pytest only: users pay nothing for it).
 * 8 virtual CPU devices, so that sharding is exercised on any machine.
 * Silent rank promotion is an error, as are all warnings (see pyproject.toml).
+* Freed memory is kept (see `vila_jax.heap`), which is what most of the time would go into.
 * Compilations are cached between runs, and `count_compilations` counts them.
 """
 
@@ -20,6 +21,10 @@ install_import_hook("vila_jax", "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+from vila_jax.heap import keep_freed_memory  # noqa: E402
+
+keep_freed_memory()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax-tests"))

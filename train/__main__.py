@@ -13,6 +13,7 @@ from train.config import Run
 from train.export import export
 from train.loop import Trainer, console
 from vila_jax.errors import VilaError
+from vila_jax.heap import keep_freed_memory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--export-only", action="store_true", help="export the newest checkpoint; train nothing")
     args = parser.parse_args(argv)
     run: Run = runpy.run_path(str(args.config))["RUN"]
+    keep_freed_memory()
     trainer = Trainer(run, args.out)
     try:
         if args.export_only:

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import vila_jax
 from vila_jax.cli import ask, demo, doctor, exits, inspect, terminal, tokens
+from vila_jax.heap import keep_freed_memory
 
 COMMANDS: dict[str, ModuleType] = {"demo": demo, "ask": ask, "inspect": inspect, "tokens": tokens, "doctor": doctor}
 
@@ -30,6 +31,7 @@ environment:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code; `argv` is without the name of the program."""
     terminal.forgive_encoding()
+    keep_freed_memory()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = terminal.show_warning
