@@ -1,9 +1,10 @@
-"""The class token's attention row, recomputed, against what HiRED's own hooks compute."""
+"""Attention recomputed for scores: the class token's row against what HiRED's own hooks compute, and all rows."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vila_jax.nn.vit import class_attention
+from vila_jax.nn.vit import class_attention, received_attention
 
 
 def test_golden(golden):
@@ -27,3 +28,13 @@ def test_computed_in_float32():
     attention = class_attention(q, k)
     assert attention.dtype == jnp.float32
     np.testing.assert_allclose(attention, expected, rtol=1e-5)
+
+
+def test_received_attention_is_the_mean_of_all_rows():
+    """In float32 too, row by row what one query gives."""
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.standard_normal((2, 5, 3, 8)), jnp.bfloat16) for _ in range(2))
+    received = jax.jit(received_attention)(q, k)
+    assert received.dtype == jnp.float32
+    rows = [jax.jit(class_attention)(q[:, query], k) for query in range(5)]
+    np.testing.assert_allclose(received, np.mean(rows, axis=0), rtol=1e-5)

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vila_jax.nn.config import DecoderConfig, ProjectorConfig, VisionConfig, VLMConfig
+from vila_jax.nn.config import DecoderConfig, VisionConfig, VLMConfig
 from vila_jax.nn.params import abstract, dotted, fan_in, logical_axes, normal, ones, weight
+from vila_jax.nn.projector_types import projector_config
 from vila_jax.nn.vlm import VLM
 
 
 def config(kind: str = "clip", width: int = 6, **decoder) -> VLMConfig:
+    intern = kind == "intern"
     return VLMConfig(
-        vision=VisionConfig(kind, 6, 12, 3, 2, 15, 5, "gelu", 1e-5),
-        projector=ProjectorConfig((6, width, width)),
+        vision=VisionConfig(kind, 6, 12, 3, 2, 15, 5, "gelu", 1e-5, qk_norm=intern, qkv_bias=not intern),
+        projector=projector_config("mlp_downsample_3x3_fix" if intern else "mlp2x_gelu", 6, width),
         decoder=DecoderConfig(31, width, 12, 2, 4, 2, 3, 1e-5, 64, **decoder),
         feature_layers=(2,),
         has_newline=True,
@@ -24,6 +26,7 @@ def config(kind: str = "clip", width: int = 6, **decoder) -> VLMConfig:
 CONFIGS = {
     "clip": config(),
     "siglip": config("siglip"),
+    "intern, merging projector": config("intern"),
     "biases, tied": config(qkv_bias=True, out_bias=True, mlp_bias=True, tie_embeddings=True),
 }
 

@@ -50,7 +50,9 @@ def test_other_depths(layers):
     linears = [torch.nn.Linear(i, o) for i, o in itertools.pairwise(widths)]
     with_gelu = [module for linear in linears for module in (linear, torch.nn.GELU())][:-1]
     oracle = randomise(torch.nn.Sequential(*with_gelu))
-    graphdef, state = abstract(lambda rngs: Projector(ProjectorConfig((7, *[11] * layers)), rngs=rngs, dtype=jnp.float32))
+    graphdef, state = abstract(
+        lambda rngs: Projector(ProjectorConfig((7, *[11] * layers)), rngs=rngs, dtype=jnp.float32)
+    )
     filled = [
         (path, leaf.replace(jnp.asarray(getattr(linears[path[1]], path[2]).detach().numpy())))
         for path, leaf in nnx.to_flat_state(state)

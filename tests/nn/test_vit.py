@@ -95,13 +95,14 @@ def test_intermediates(name):
         attentions = oracle(torch.from_numpy(tiles(name)), output_attentions=True).attentions
     for hook in hooks:
         hook.remove()
-    kinds = ("cls_attention", "keys") if has_class(name) else ("keys",)
+    kinds = ("received_attention", "keys", *(["cls_attention"] if has_class(name) else []))
     wanted = tuple(f"{kind}/{i}" for kind in kinds for i in range(depth_of(name)))
     _, found = encode(*ours, tiles(name), wanted)
     assert sorted(found) == sorted(wanted)
     for i in range(depth_of(name)):
-        per_head = keys[i].unflatten(-1, (3, -1))[:, int(has_class(name)) :]
-        close(found[f"keys/{i}"], per_head, atol=2e-5)
+        first = int(has_class(name))
+        close(found[f"keys/{i}"], keys[i].unflatten(-1, (3, -1))[:, first:], atol=2e-5)
+        close(found[f"received_attention/{i}"], attentions[i].mean(2)[:, :, first:], atol=1e-5)
         if has_class(name):
             close(found[f"cls_attention/{i}"], attentions[i][:, :, 0, 1:], atol=1e-5)
 
@@ -126,10 +127,10 @@ def test_only_depth_blocks_are_built(depth):
 @pytest.mark.parametrize(
     ("name", "wanted", "has"),
     [
-        ("clip quick_gelu", "cls_attention/5", "cls_attention/i or keys/i with i < 5"),
-        ("clip quick_gelu", "attention/0", "cls_attention/i or keys/i with i < 5"),
-        ("clip quick_gelu", "keys", "cls_attention/i or keys/i with i < 5"),
-        ("siglip gelu_tanh", "cls_attention/0", "keys/i with i < 5"),
+        ("clip quick_gelu", "cls_attention/5", "cls_attention/i, received_attention/i, keys/i with i < 5"),
+        ("clip quick_gelu", "attention/0", "cls_attention/i, received_attention/i, keys/i with i < 5"),
+        ("clip quick_gelu", "keys", "cls_attention/i, received_attention/i, keys/i with i < 5"),
+        ("siglip gelu_tanh", "cls_attention/0", "received_attention/i, keys/i with i < 5"),
     ],
 )
 def test_unknown_intermediate(name, wanted, has):

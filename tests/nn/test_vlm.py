@@ -65,7 +65,7 @@ def test_image_features(name):
     @jax.jit
     def features(state, pixels):
         model = nnx.merge(graphdef, state)
-        return model.project(model.encode(pixels)[0])
+        return model.project(model.merge(model.encode(pixels)[0]))
 
     ours = features(state, pixels)
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_two_pictures_in_one_prompt():
     @jax.jit
     def logits(state, pixels, ids, source):
         model = nnx.merge(graphdef, state)
-        visual = model.project(model.encode(pixels)[0])
+        visual = model.project(model.merge(model.encode(pixels)[0]))
         embedded = model.splice(ids, source, visual.reshape(-1, visual.shape[-1]))
         return model.decoder.logits(model.decoder(embedded, jnp.arange(ids.shape[1])[None, :])[0])
 

@@ -1,14 +1,17 @@
-"""Vision transformers: CLIP (class token, norm before the blocks) and SigLIP (neither).
+"""Vision transformers: CLIP, SigLIP and InternViT (`VisionConfig.kind` says how they differ).
 
 Only the blocks up to the feature layer are built. Besides the features the tower returns, when asked by name, what
-token-budget methods score with:
+token-budget methods score with, of block i (0-based) and for patches only, without the class token:
 
-    cls_attention/i   [R, N, P]      attention of the class token to every patch in block i (0-based), softmax included
-    keys/i            [R, P, N, H]   keys of block i, class token excluded
+    cls_attention/i        [R, N, P]      attention of the class token to every patch, softmax included
+    received_attention/i   [R, N, P]      the same, as a mean over all tokens (towers without a class token have it too)
+    keys/i                 [R, P, N, H]   keys, normalised where the tower does so
 
-A name costs at most one extra attention row in its block; the block itself keeps its fast attention kernel.
+A name costs one extra attention row in its block (`received_attention`: all of them again); the block itself keeps its
+fast attention kernel.
 """
 
+import functools
 from collections.abc import Collection
 
 import jax
@@ -19,14 +22,14 @@ from jaxtyping import Array, Float
 
 from vila_jax.nn.attention import attention
 from vila_jax.nn.config import VisionConfig
-from vila_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear
-from vila_jax.nn.params import fan_in, normal, weight, zeros
+from vila_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, along_last
+from vila_jax.nn.params import fan_in, normal, ones, weight, zeros
 
 Intermediates = dict[str, Float[Array, "..."]]
 
 
 class Embeddings(nnx.Module):
-    """Patches and, for CLIP, a class token in front of them; learned positions are added."""
+    """Patches and, in some towers, a class token in front of them; learned positions are added."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.side, self.patch_size = config.side, config.patch_size
@@ -34,7 +37,7 @@ class Embeddings(nnx.Module):
         kernel = (width, 3, p, p)
         axes = ("vision_embed", None, None, None)
         self.patch_weight = weight(kernel, axes, fan_in(kernel), rngs=rngs, dtype=dtype)
-        has_bias, has_class = config.kind == "siglip", config.has_class_token
+        has_bias, has_class = config.kind != "clip", config.has_class_token
         self.patch_bias = weight((width,), ("norm",), zeros, rngs=rngs, dtype=dtype) if has_bias else None
         self.class_token = weight((width,), ("norm",), normal(0.02), rngs=rngs, dtype=dtype) if has_class else None
         self.position = weight(
@@ -55,28 +58,43 @@ class Embeddings(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head attention of every token to every token."""
+    """Multi-head attention of every token to every token.
+
+    Queries, keys and values come from three projections, in InternViT from one. Where the tower normalises queries and
+    keys it does so over their whole width, before they are split into heads.
+    """
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.first_patch = int(config.has_class_token)
+        self.is_fused, self.normalises = config.kind == "intern", config.qk_norm
         width = config.hidden_size
         into, out = ("vision_heads", "vision_embed"), ("vision_embed", "vision_heads")
-        self.q = Linear(width, width, into, bias=True, rngs=rngs, dtype=dtype)
-        self.k = Linear(width, width, into, bias=True, rngs=rngs, dtype=dtype)
-        self.v = Linear(width, width, into, bias=True, rngs=rngs, dtype=dtype)
-        self.out = Linear(width, width, out, bias=True, rngs=rngs, dtype=dtype)
+        linear = functools.partial(Linear, width, rngs=rngs, dtype=dtype)
+        if self.is_fused:
+            self.qkv = linear(3 * width, into, bias=config.qkv_bias)
+        else:
+            self.q, self.k, self.v = (linear(width, into, bias=config.qkv_bias) for _ in range(3))
+        if self.normalises:
+            self.q_norm, self.k_norm = (RMSNorm(width, config.norm_eps, rngs=rngs, dtype=dtype) for _ in range(2))
+        self.out = linear(width, out, bias=True)
 
     def __call__(
         self, x: Float[Array, "R P D"], wanted: Collection[str]
     ) -> tuple[Float[Array, "R P D"], Intermediates]:
+        q, k, v = jnp.split(self.qkv(x), 3, axis=-1) if self.is_fused else (self.q(x), self.k(x), self.v(x))
+        if self.normalises:
+            q, k = self.q_norm(q), self.k_norm(k)
         heads = (*x.shape[:2], self.num_heads, self.head_dim)
-        q, k, v = (project(x).reshape(heads) for project in (self.q, self.k, self.v))
+        q, k, v = q.reshape(heads), k.reshape(heads), v.reshape(heads)
         out = self.out(attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2)).reshape(x.shape))
         intermediates: Intermediates = {}
         if "cls_attention" in wanted:
-            intermediates["cls_attention"] = class_attention(q[:, 0], k)[:, :, 1:]
+            intermediates["cls_attention"] = class_attention(q[:, 0], k)[:, :, self.first_patch :]
+        if "received_attention" in wanted:
+            intermediates["received_attention"] = received_attention(q, k)[:, :, self.first_patch :]
         if "keys" in wanted:
-            intermediates["keys"] = k
+            intermediates["keys"] = k[:, self.first_patch :]
         return out, intermediates
 
 
@@ -89,24 +107,49 @@ def class_attention(q: Float[Array, "R N H"], k: Float[Array, "R P N H"]) -> Flo
     return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
 
 
+def received_attention(q: Float[Array, "R P N H"], k: Float[Array, "R P N H"]) -> Float[Array, "R N P"]:
+    """The attention that every token receives, as a mean over all queries; in float32, as `class_attention` is.
+
+    Head by head, so that there is never more than one matrix `[P, P]` per tile.
+    """
+
+    def one_head(head: tuple[Float[Array, "R P H"], Float[Array, "R P H"]]) -> Float[Array, "R P"]:
+        q, k = head
+        scores = jnp.einsum(
+            "RQH,RPH->RQP", q, k, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+        )
+        return jnp.mean(jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1), axis=1)
+
+    return jax.lax.map(one_head, (q.transpose(2, 0, 1, 3), k.transpose(2, 0, 1, 3))).swapaxes(0, 1)
+
+
 class Block(nnx.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; in InternViT a learned vector scales what each branch adds."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         width, hidden = config.hidden_size, config.intermediate_size
+        intern = config.kind == "intern"
+        norm = RMSNorm if intern else LayerNorm
         self.act = ACTIVATIONS[config.hidden_act]
-        self.norm1 = LayerNorm(width, config.norm_eps, rngs=rngs, dtype=dtype)
+        self.norm1 = norm(width, config.norm_eps, rngs=rngs, dtype=dtype)
         self.attn = SelfAttention(config, rngs=rngs, dtype=dtype)
-        self.norm2 = LayerNorm(width, config.norm_eps, rngs=rngs, dtype=dtype)
+        self.norm2 = norm(width, config.norm_eps, rngs=rngs, dtype=dtype)
         self.fc1 = Linear(width, hidden, ("vision_mlp", "vision_embed"), bias=True, rngs=rngs, dtype=dtype)
         self.fc2 = Linear(hidden, width, ("vision_embed", "vision_mlp"), bias=True, rngs=rngs, dtype=dtype)
+        self.scale1, self.scale2 = (
+            weight((width,), ("norm",), ones, rngs=rngs, dtype=dtype) if intern else None for _ in range(2)
+        )
 
     def __call__(
         self, x: Float[Array, "R P D"], wanted: Collection[str] = ()
     ) -> tuple[Float[Array, "R P D"], Intermediates]:
         attended, intermediates = self.attn(self.norm1(x), wanted)
-        x = x + attended
-        return x + self.fc2(self.act(self.fc1(self.norm2(x)))), intermediates
+        x = x + _scaled(attended, self.scale1)
+        return x + _scaled(self.fc2(self.act(self.fc1(self.norm2(x)))), self.scale2), intermediates
+
+
+def _scaled(branch: Float[Array, "R P D"], scale: nnx.Param | None) -> Float[Array, "R P D"]:
+    return branch if scale is None else branch * along_last(scale[...], branch.ndim)
 
 
 class VisionTower(nnx.Module):
@@ -139,23 +182,21 @@ class VisionTower(nnx.Module):
         with jax.named_scope("vision_tower"):
             x = self.embeddings(pixels)
             x = x if self.pre_norm is None else self.pre_norm(x)
-            states, intermediates = [x], {}
+            states, intermediates = [x], Intermediates()
             for i, block in enumerate(self.layers):
                 x, found = block(x, by_block.get(i, ()))
                 states.append(x)
-                for name, value in found.items():
-                    patches_only = value[:, 1:] if name == "keys" and self.has_class_token else value
-                    intermediates[f"{name}/{i}"] = patches_only
+                intermediates |= {f"{name}/{i}": value for name, value in found.items()}
         return states, intermediates
 
     def _by_block(self, wanted: Collection[str]) -> dict[int, list[str]]:
         """`{"keys/3"}` -> `{3: ["keys"]}`."""
-        kinds = ("cls_attention", "keys") if self.has_class_token else ("keys",)
+        kinds = (*(["cls_attention"] if self.has_class_token else []), "received_attention", "keys")
         known = {f"{kind}/{i}": (i, kind) for kind in kinds for i in range(len(self.layers))}
         by_block: dict[int, list[str]] = {}
         for name in wanted:
             if name not in known:
-                names = " or ".join(f"{kind}/i" for kind in kinds)
+                names = ", ".join(f"{kind}/i" for kind in kinds)
                 raise ValueError(f"no intermediate {name!r}: this tower has {names} with i < {len(self.layers)}")
             block, kind = known[name]
             by_block.setdefault(block, []).append(kind)

@@ -47,9 +47,15 @@ class VLM(nnx.Module):
         features = chosen[0] if len(chosen) == 1 else jnp.concatenate(chosen, axis=-1)
         return features[:, 1:] if self.drops_class_token else features, intermediates
 
-    def project(self, features: Float[Array, "*batch Dv"]) -> Float[Array, "*batch D"]:
+    def merge(self, features: Float[Array, "R P Dv"]) -> Float[Array, "R M Dm"]:
+        """What the projector takes, one vector per visual token: the patches of each of its windows in one."""
         with jax.named_scope("projector"):
-            return self.projector(features)
+            return self.projector.merge(features)
+
+    def project(self, merged: Float[Array, "*batch Dm"]) -> Float[Array, "*batch D"]:
+        """Visual tokens from merged vectors, each by itself; any selection of them may be given."""
+        with jax.named_scope("projector"):
+            return self.projector(merged)
 
     def with_newline(self, visual: Float[Array, "V D"]) -> Float[Array, "W D"]:
         """Appends the newline embedding, so that `source` can point at it with the index `V`."""
