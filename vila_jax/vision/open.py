@@ -93,11 +93,15 @@ def open_image(
             where="image",
             fix="Pass a PIL image, a numpy array, a path, bytes or a data URI.",
         )
-    return _to_rgb(_open_file(data, where, max_bytes), background, max_pixels, where)
+    return _to_rgb(open_file(data, where, max_bytes), background, max_pixels, where)
 
 
-def _open_file(data: bytes, where: str, max_bytes: int) -> Image.Image:
-    """Reads the header of a file; the pixels stay undecoded."""
+def open_file(data: bytes, where: str, max_bytes: int) -> Image.Image:
+    """Reads the header of an encoded picture; the pixels stay undecoded, and its size unchecked.
+
+    Raises:
+      ImageError: the file is empty, too long, of another format, or its header is damaged.
+    """
     if not data:
         raise ImageError("the file is empty", where=where, fix="Save or download the picture again.")
     if len(data) > max_bytes:
@@ -113,6 +117,11 @@ def _open_file(data: bytes, where: str, max_bytes: int) -> Image.Image:
         raise _too_large("more pixels than Pillow accepts", where) from None
     except Exception:  # the plugins raise whatever their parsers trip over
         raise _damaged(where) from None
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether the first bytes are those of a format that is opened here."""
+    return _plugin(data) is not None
 
 
 def _plugin(data: bytes) -> type[ImageFile.ImageFile] | None:

@@ -8,6 +8,7 @@ All geometry happens on 8-bit pixels, so that what remains is a function of one 
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -16,6 +17,7 @@ from PIL import Image
 from vila_jax.errors import ConfigError, ImageError
 from vila_jax.vision.geometry import Size, TileGeometry, fit_inside, select_best_resolution
 from vila_jax.vision.preprocess_config import PreprocessConfig
+from vila_jax.vision.scales import ScaleMap
 
 __all__ = ["PreprocessConfig", "Preprocessor", "ProcessedImage"]
 
@@ -26,10 +28,19 @@ need 28 GB to keep 336 x 336 of them."""
 
 @dataclasses.dataclass(frozen=True)
 class ProcessedImage:
-    """The tiles of one picture, channels first: the overview, then the grid in raster order."""
+    """The tiles of one picture, channels first.
+
+    Attributes:
+      pixels: the overview, then the grid in raster order; of a picture at several scales the tiles of every scale in
+        raster order, smallest scale first.
+      geometry: how features become tokens.
+      scales: how the features of several scales are put together, which gives the tiles (blocks) of `geometry`; None
+        where these are the tiles of `pixels`.
+    """
 
     pixels: Float32[np.ndarray, "P 3 H W"]
     geometry: TileGeometry
+    scales: ScaleMap | None = None
 
     @property
     def image_size(self) -> Size:
@@ -56,6 +67,16 @@ class Preprocessor:
                 fix="Make the checkpoint's vision config and its preprocessor file agree.",
             )
 
+    @property
+    def cell(self) -> int:
+        """Pixels along one edge of what becomes one visual token."""
+        return self.patch_size
+
+    @property
+    def values_config(self) -> PreprocessConfig:
+        """How bytes become pixel values."""
+        return self.config
+
     def geometry(self, image_size: Size) -> TileGeometry:
         """The tiles of a picture of (height, width) pixels; no pixel is needed.
 
@@ -76,19 +97,21 @@ class Preprocessor:
         Raises:
           ImageError: the picture is not RGB, or too elongated (see `geometry`).
         """
-        if image.mode != "RGB":
-            raise ImageError(f"expected mode RGB, got {image.mode}", where="image", fix="Open it with `open_image`.")
+        check_rgb(image)
         geometry = self.geometry((image.height, image.width))
         if self.config.pad_to_square:
             image = self._padded(image)
         tiles = [image] if self.config.pinpoints is None else self._anyres(image)
         pixels = np.stack([np.asarray(self._fit(tile)) for tile in tiles])
-        return ProcessedImage(self._values(pixels), geometry)
+        return ProcessedImage(self.values(pixels), geometry)
+
+    def pictures(self, images: Sequence[Image.Image]) -> list[ProcessedImage]:
+        """All pictures of one prompt."""
+        return [self(image) for image in images]
 
     def _check_intermediate(self, image_size: Size) -> None:
+        check_size(image_size)
         short, long = sorted(image_size)
-        if short < 1:
-            raise ImageError(f"expected a positive height and width, got {image_size}", where="image")
         if self.config.pad_to_square:
             needed = long, long
         elif self.config.pinpoints is None and isinstance(self.config.size, int):
@@ -137,7 +160,8 @@ class Preprocessor:
     def _resized(self, image: Image.Image, size: Size) -> Image.Image:
         return image.resize((size[1], size[0]), resample=Image.Resampling(self.config.resample))
 
-    def _values(self, pixels: UInt8[np.ndarray, "P H W 3"]) -> Float32[np.ndarray, "P 3 H W"]:
+    def values(self, pixels: UInt8[np.ndarray, "P H W 3"]) -> Float32[np.ndarray, "P 3 H W"]:
+        """Rescales and normalises bytes."""
         return np.stack([self._table[channel][pixels[..., channel]] for channel in range(3)], axis=1)
 
     @functools.cached_property
@@ -152,6 +176,18 @@ class Preprocessor:
             mean, std = (np.array(values, np.float32)[:, None] for values in (config.mean, config.std))
             table = (table - mean) / std
         return table
+
+
+def check_rgb(image: Image.Image) -> None:
+    """Raises an ImageError unless the picture is RGB."""
+    if image.mode != "RGB":
+        raise ImageError(f"expected mode RGB, got {image.mode}", where="image", fix="Open it with `open_image`.")
+
+
+def check_size(image_size: Size) -> None:
+    """Raises an ImageError unless there is at least one pixel."""
+    if min(image_size) < 1:
+        raise ImageError(f"expected a positive height and width, got {image_size}", where="image")
 
 
 def _shortest_edge_size(image_size: Size, edge: int) -> Size:
