@@ -3,7 +3,16 @@
 import pytest
 
 from vila_jax.errors import PromptError
-from vila_jax.text.messages import collect_images, fill_images, flat_text, validate
+from vila_jax.text.messages import (
+    VideoSource,
+    collect_images,
+    fill_images,
+    flat_text,
+    has_videos,
+    interleaved_text,
+    validate,
+    videos_as_images,
+)
 
 TEXT = {"type": "text", "text": "hi"}
 
@@ -75,3 +84,29 @@ def test_flat_text():
     parts = [TEXT, image(path="a"), {"type": "text", "text": "there"}, image()]
     assert flat_text(parts, "<image>\n") == "<image>\n<image>\nhi there"
     assert flat_text("as <image> it is", "<img>") == "as <image> it is"
+
+
+def video(**source):
+    return {"type": "video", **source}
+
+
+def test_videos_are_marked_among_the_images():
+    messages = [user(image(path="a.png"), video(path="b.mp4"), image(), video(), video(video=["c", "d"]), TEXT)]
+    assert collect_images(messages) == ["a.png", VideoSource("b.mp4"), VideoSource(["c", "d"])]
+    expected = ["a.png", VideoSource("b.mp4"), "e.png", VideoSource("f"), VideoSource(["c", "d"])]
+    assert fill_images(messages, ["e.png", "f"]) == fill_images(messages, ["e.png", VideoSource("f")]) == expected
+
+
+def test_videos_become_their_frames():
+    messages = [user(video(path="a"), TEXT), {"role": "assistant", "content": "an answer"}, user(TEXT, video())]
+    frames = videos_as_images(messages, [2, 1])
+    assert frames == [user(image(), image(), TEXT), messages[1], user(TEXT, image())]
+    assert has_videos(messages) and not has_videos(frames)
+    with pytest.raises(PromptError, match="2 video parts, but 1 videos were given"):
+        videos_as_images(messages, [2])
+
+
+def test_interleaved_text():
+    parts = [TEXT, image(path="a"), {"type": "text", "text": " there"}, image()]
+    assert interleaved_text(parts, "<image>") == "hi<image> there<image>"
+    assert interleaved_text("as <image> it is", "<img>") == "as <image> it is"

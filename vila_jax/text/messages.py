@@ -1,21 +1,32 @@
-"""Conversations in the Hugging Face form, checked, and the images found in them.
+"""Conversations in the Hugging Face form, checked, and the images and videos found in them.
 
 [{"role": "system", "content": "Answer in one word."},
  {"role": "user", "content": [{"type": "image", "path": "cat.png"},
                               {"type": "text", "text": "What is this?"}]},
- {"role": "assistant", "content": "A cat."}]
+ {"role": "assistant", "content": "A cat."},
+ {"role": "user", "content": [{"type": "video", "path": "dog.mp4"},
+                              {"type": "text", "text": "And this?"}]}]
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vila_jax.errors import PromptError
 
 ROLES = ("system", "user", "assistant")
-PART_TYPES = ("text", "image")
-SOURCE_KEYS = ("image", "url", "path")
+MEDIA_KEYS = {"image": ("image", "url", "path"), "video": ("video", "url", "path")}
+SOURCE_KEYS = tuple(dict.fromkeys(key for keys in MEDIA_KEYS.values() for key in keys))
+PART_TYPES = ("text", *MEDIA_KEYS)
 
 Message = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSource:
+    """Marks the source of a video among those of images: a file, a folder of frames, or the frames themselves."""
+
+    source: Any
 
 
 def validate(messages: Any) -> list[Message]:
@@ -65,45 +76,54 @@ def _check_part(part: Any, where: str) -> None:
         raise PromptError(
             f"unknown part type {kind!r}" if isinstance(part, Mapping) else "a part must be a mapping",
             where=where,
-            fix='Use {"type": "text", "text": "..."} or {"type": "image", "path": "..."}; '
-            f"an image's source is under one of {', '.join(SOURCE_KEYS)}, or passed separately.",
+            fix='Use {"type": "text", "text": "..."}, {"type": "image", "path": "..."} or the same with "video"; '
+            f"an image's source is under one of {', '.join(MEDIA_KEYS['image'])}, or passed separately.",
         )
     if kind == "text" and not isinstance(part.get("text"), str):
         raise PromptError('a text part must hold a string under "text"', where=where)
 
 
-def _image_parts(messages: Any) -> list[Mapping[str, Any]]:
+def _media_parts(messages: Any) -> list[Mapping[str, Any]]:
     contents = [message["content"] for message in validate(messages)]
-    return [part for parts in contents if not isinstance(parts, str) for part in parts if part["type"] == "image"]
+    return [part for parts in contents if not isinstance(parts, str) for part in parts if part["type"] != "text"]
 
 
 def _source(part: Mapping[str, Any]) -> Any:
-    return next((part[key] for key in SOURCE_KEYS if part.get(key) is not None), None)
+    return next((part[key] for key in MEDIA_KEYS[part["type"]] if part.get(key) is not None), None)
+
+
+def _tagged(part: Mapping[str, Any], source: Any) -> Any:
+    plain = part["type"] == "image" or isinstance(source, VideoSource)
+    return source if plain else VideoSource(source)
 
 
 def collect_images(messages: Any) -> list[Any]:
-    """The sources of the image parts, in order: whatever stands under `image`, `url` or `path`.
+    """The sources of the image and video parts, in order: whatever stands under `image`, `video`, `url` or `path`.
 
     Parts without a source stand for images that are passed separately, and are left out: see `fill_images`.
 
     Raises:
       PromptError: the conversation is not well formed.
     """
-    return [source for source in map(_source, _image_parts(messages)) if source is not None]
+    return [_tagged(part, _source(part)) for part in _media_parts(messages) if _source(part) is not None]
 
 
 def fill_images(messages: Any, images: Sequence[Any]) -> list[Any]:
-    """One source per image of the conversation, in order.
+    """One source per image or video of the conversation, in order.
 
     Args:
       messages: the conversation.
       images: the sources of the parts that name none, in order. A conversation that has no image part at all may
         hold its placeholders inside its texts instead; the images are then returned as they are.
 
+    Returns:
+      The sources; those of videos as `VideoSource`.
+
     Raises:
       PromptError: the conversation is not well formed, or needs another number of separate images.
     """
-    sources = [_source(part) for part in _image_parts(messages)]
+    parts = _media_parts(messages)
+    sources = [_source(part) for part in parts]
     missing = sum(source is None for source in sources)
     if not sources:
         return list(images)
@@ -114,7 +134,43 @@ def fill_images(messages: Any, images: Sequence[Any]) -> list[Any]:
             fix="Pass one image per such part, or put the source into the part.",
         )
     separate = iter(images)
-    return [next(separate) if source is None else source for source in sources]
+    given = [next(separate) if source is None else source for source in sources]
+    return [_tagged(part, source) for part, source in zip(parts, given, strict=True)]
+
+
+def has_videos(messages: Any) -> bool:
+    """Whether a part of the conversation is a video.
+
+    Raises:
+      PromptError: the conversation is not well formed.
+    """
+    return any(part["type"] == "video" for part in _media_parts(messages))
+
+
+def videos_as_images(messages: Any, frames: Sequence[int]) -> list[Message]:
+    """The conversation with every video part replaced by one image part per frame.
+
+    Args:
+      messages: the conversation.
+      frames: number of frames of each video part, in order.
+
+    Raises:
+      PromptError: the conversation is not well formed, or has another number of video parts.
+    """
+    found = sum(part["type"] == "video" for part in _media_parts(messages))
+    if found != len(frames):
+        raise PromptError(f"it has {found} video parts, but {len(frames)} videos were given", where="messages")
+    counts = iter(frames)
+
+    def as_images(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [{"type": "image"}] * next(counts) if part["type"] == "video" else [part]
+
+    return [
+        message
+        if isinstance(message["content"], str)
+        else {**message, "content": [own for part in message["content"] for own in as_images(part)]}
+        for message in messages
+    ]
 
 
 def flat_text(content: str | Sequence[Mapping[str, Any]], image: str) -> str:
@@ -128,3 +184,15 @@ def flat_text(content: str | Sequence[Mapping[str, Any]], image: str) -> str:
         return content
     texts = [part["text"] for part in content if part["type"] == "text"]
     return image * (len(content) - len(texts)) + " ".join(texts)
+
+
+def interleaved_text(content: str | Sequence[Mapping[str, Any]], image: str) -> str:
+    """A message as one text: its parts one after another, nothing between them, as VILA was trained.
+
+    Args:
+      content: a text, which is returned as it is, or checked parts.
+      image: what stands for one image, e.g. `"<image>"`.
+    """
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] if part["type"] == "text" else image for part in content)

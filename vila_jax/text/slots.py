@@ -57,19 +57,28 @@ def expand(
     """
     ids = np.asarray(token_ids, dtype=np.int32).reshape(-1)
     is_image = ids == image_token_id
-    if (found := int(is_image.sum())) != len(slots_per_image):
-        raise PromptError(
-            f"the prompt holds {found} image placeholders, but {len(slots_per_image)} images were given",
-            where="prompt",
-            fix="Write one <image> per image, in order, and pass that many images; "
-            "a chat message needs one image part per image.",
-        )
+    check_placeholders(int(is_image.sum()), len(slots_per_image))
     repeats = np.ones(len(ids), dtype=np.int64)
     repeats[is_image] = [len(slots) for slots in slots_per_image]
     row = np.repeat(ids, repeats)
     source = np.full(len(row), TEXT, dtype=np.int32)
     source[np.repeat(is_image, repeats)] = np.concatenate([np.zeros(0, np.int32), *slots_per_image])
     return row, source
+
+
+def check_placeholders(found: int, images: int) -> None:
+    """Refuses a prompt with more or fewer placeholders than there are images.
+
+    Raises:
+      PromptError: the numbers differ.
+    """
+    if found != images:
+        raise PromptError(
+            f"the prompt holds {found} image placeholders, but {images} images were given",
+            where="prompt",
+            fix="Write one <image> per image, in order, and pass that many images; "
+            "a chat message needs one image part per image.",
+        )
 
 
 def pad_batch(

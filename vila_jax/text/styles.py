@@ -27,9 +27,11 @@ class Style:
       assistant: a finished assistant turn.
       generation: what invites the model to answer.
       default_system: what the system says when the conversation does not say it; empty for no system turn.
+      no_system: stands in the place of the system turn of a conversation that has none.
       begin: stands before the first turn.
       between_rounds: stands before every user turn but the first.
       system_inside_user: the system turn is part of the first user's text (Llama 2), instead of standing before it.
+      conversation_end: what a turn ends with, and what the last one ends with instead when no answer is invited.
       image: one image inside a user's text; `{image}` stands for the placeholder.
     """
 
@@ -38,9 +40,11 @@ class Style:
     assistant: str
     generation: str
     default_system: str = ""
+    no_system: str = ""
     begin: str = ""
     between_rounds: str = ""
     system_inside_user: bool = False
+    conversation_end: tuple[str, str] = ("", "")
     image: str = "{image}\n"
 
 
@@ -165,7 +169,7 @@ def render_style(
     ]
     system = turns.pop(0)[1] if turns[0][0] == "system" else style.default_system
     _check_turns([role for role, _ in turns], add_generation_prompt)
-    system = _fill(style.system, system) if system else ""
+    system = _fill(style.system, system) if system else style.no_system
     if style.system_inside_user:
         turns[0] = ("user", system + turns[0][1])
         system = ""
@@ -174,7 +178,9 @@ def render_style(
         if role == "user" and index:
             pieces.append(style.between_rounds)
         pieces.append(_fill(style.user if role == "user" else style.assistant, text))
-    return "".join(pieces) + (style.generation if add_generation_prompt else "")
+    text = "".join(pieces)
+    end, last = style.conversation_end
+    return text + style.generation if add_generation_prompt else text.removesuffix(end) + last
 
 
 def _fill(turn: str, text: str) -> str:

@@ -29,7 +29,10 @@ class Tokenizer:
       eos_ids: ids that end a text; a model's generation config may add others.
       pad_id: id to pad with: the padding token, else the end token, else 0.
       vocab_size: number of tokens, added ones included.
-      special_ids: ids of the tokens that `decode` leaves out.
+      stored_size: number of tokens that the files hold, without those that are added to them here; a model's embedding
+        table has at least as many rows.
+      added_ids: ids of the tokens that are not made of pieces, such as `<|im_end|>`.
+      special_ids: those among them that `decode` leaves out.
       byte_ids: ids of the tokens that stand for one byte each (sentencepiece's byte fallback); empty for most.
     """
 
@@ -41,6 +44,7 @@ class Tokenizer:
         chat_template: str | None = None,
         image_token: str = "<image>",
         image_token_id: int | None = None,
+        added_tokens: Sequence[str] = (),
     ):
         """Wraps a tokenizer of the `tokenizers` library.
 
@@ -50,6 +54,7 @@ class Tokenizer:
           chat_template: Jinja source.
           image_token: text that stands for one image; added to the vocabulary when it is missing.
           image_token_id: the id that the model's config gives it; None when the config gives none.
+          added_tokens: special tokens to append to the vocabulary where they are missing, in this order.
 
         Raises:
           CheckpointError: the image token has another id than the model's config says.
@@ -57,6 +62,8 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self.stored_size: int = backend.get_vocab_size(with_added_tokens=True)
+        backend.add_tokens([tokenizers.AddedToken(token, special=True) for token in added_tokens])
         self.special_tokens = dict(special_tokens or {})
         self.chat_template = chat_template
         self.image_token, self.image_token_id = _hold_image_token(backend, image_token, image_token_id)
@@ -69,11 +76,17 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.byte_ids = _byte_ids(backend)
         added = backend.get_added_tokens_decoder()
+        self.added_ids = frozenset(added)
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
 
     @classmethod
     def from_folder(
-        cls, folder: epath.PathLike, *, image_token_id: int | None = None, added_tokens: Sequence[str] = ()
+        cls,
+        folder: epath.PathLike,
+        *,
+        image_token_id: int | None = None,
+        added_tokens: Sequence[str] = (),
+        legacy: bool | None = None,
     ) -> "Tokenizer":
         """Reads the tokenizer of a checkpoint.
 
@@ -82,12 +95,15 @@ class Tokenizer:
             `vocab.json` and `merges.txt`; and the files that describe special tokens and the chat template.
           image_token_id: id of the image token by the model's config.
           added_tokens: special tokens to append to the vocabulary where they are missing, in this order.
+          legacy: how a `tokenizer.model` treats the text after a special token (see `from_sentencepiece`), where the
+            model's code knows better than its `tokenizer_config.json`.
 
         Raises:
           CheckpointError: the files are missing, damaged, or contradict the model's config.
         """
         path = epath.Path(folder)
         config = tokenizer_files.read_json(path / "tokenizer_config.json")
+        config |= {} if legacy is None else {"legacy": legacy}
         try:
             backend, defaults = _read_backend(path, config)
             tokenizer_files.add_tokens(backend, path, {**defaults, **config})
@@ -96,7 +112,6 @@ class Tokenizer:
         except Exception as error:  # the tokenizers library raises the bare class
             raise CheckpointError(f"the tokenizer cannot be read: {error}", where=str(path), fix=_CONVERT) from error
         special = {**defaults, **tokenizer_files.special_tokens(path, config)}
-        backend.add_tokens([tokenizers.AddedToken(token, special=True) for token in added_tokens])
         processor = tokenizer_files.read_json(path / "processor_config.json")
         return cls(
             backend,
@@ -104,6 +119,7 @@ class Tokenizer:
             chat_template=tokenizer_files.chat_template(path, config),
             image_token=special.get("image_token") or processor.get("image_token") or "<image>",
             image_token_id=image_token_id,
+            added_tokens=added_tokens,
         )
 
     def _special_id(self, name: str) -> int | None:
