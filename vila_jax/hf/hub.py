@@ -22,13 +22,27 @@ def locate(path_or_hub_id: str | epath.PathLike, *, revision: str | None = None)
     name = str(path_or_hub_id)
     if _LOCAL_OR_BUCKET.match(name) and (folder := epath.Path(path_or_hub_id)).is_dir():
         return folder
-    if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name:
+    if not is_hub_id(name):
         raise HubError(
             "there is no such folder, and this is not an id on the Hugging Face Hub",
             where=name,
             fix="Give the folder of a checkpoint, or an id like llava-hf/llava-1.5-7b-hf.",
         )
-    return epath.Path(_download(name, revision))
+    return fetch(name, revision=revision)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether this has the form of an id on the Hub."""
+    return _HUB_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
+
+
+def fetch(hub_id: str, *, revision: str | None = None) -> epath.Path:
+    """The Hub's copy of a model in the local cache, even if there is a folder of that name.
+
+    Raises:
+      HubError: as `locate`.
+    """
+    return epath.Path(_download(hub_id, revision))
 
 
 def _download(hub_id: str, revision: str | None) -> str:

@@ -6,6 +6,7 @@ beyond the parameters themselves stays at about two tensors.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 
 import jax
@@ -16,27 +17,51 @@ from jax.typing import DTypeLike
 
 from vila_jax.dist.rules import ShardingRules, sharding_for
 from vila_jax.errors import CheckpointError
-from vila_jax.hf.checkpoint import Checkpoint, name_list
-from vila_jax.hf.keys import LLAVA, canonical, is_unused
+from vila_jax.hf.checkpoint import Checkpoint
+from vila_jax.hf.files import name_list
 from vila_jax.hf.safetensors import Shard
 from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.params import abstract, dotted, logical_axes
+from vila_jax.nn.positions import resize_positions_bicubic, resize_positions_linear
 from vila_jax.nn.vlm import VLM
 
 OnTensor = Callable[[str, int, int], None]
 """Progress: name of the tensor just loaded, bytes read so far, bytes to read in all."""
 
 
+_POSITIONS = "vision_tower.embeddings.position"
+_RESIZES = {"linear": resize_positions_linear, "bicubic": resize_positions_bicubic}
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where one weight comes from."""
+    """Where one weight comes from.
+
+    Attributes:
+      unit_axes: axes of length 1 that the file has in front (InternViT's embeddings) and the weight has not.
+      resize: of a table of positions for tiles of another size, which is then read as a whole.
+    """
 
     shard: Shard
     name: str
+    unit_axes: int = 0
+    resize: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def nbytes(self) -> int:
         return self.shard.tensors[self.name].nbytes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored, before any resizing."""
+        return self.shard.tensors[self.name].shape[self.unit_axes :]
+
+    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """The weight, or the part of it under `index` (one slice an axis), in memory of its own."""
+        if self.resize is not None:
+            return self.resize(self.shard.read(self.name).reshape(self.shape))[index]
+        stored = self.shard.read(self.name, (slice(None),) * self.unit_axes + index if index else None)
+        return stored.reshape(stored.shape[self.unit_axes :])
 
 
 def abstract_model(config: VLMConfig, dtype: DTypeLike) -> tuple[nnx.GraphDef, nnx.State]:
@@ -93,7 +118,7 @@ def _place(source: Source, shape: tuple[int, ...], dtype: np.dtype, sharding: Na
     @functools.cache  # devices that hold copies of the same part share one read
     def part(index: tuple[tuple[int | None, int | None], ...]) -> np.ndarray:
         slices = tuple(slice(start, stop) for start, stop in index)
-        return source.shard.read(source.name, slices).astype(dtype, copy=False)
+        return source.read(slices).astype(dtype, copy=False)
 
     if sharding is None:
         return jax.device_put(part(()))
@@ -114,16 +139,16 @@ def match_tensors(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) ->
     """
     sources: dict[str, Source] = {}
     unexpected, twice = [], []
+    table = checkpoint.table
     for name, file in checkpoint.locations.items():
-        published = canonical(name)
-        path = LLAVA.from_hf(published)
+        path = table.from_hf(name)
         if path in sources:
             twice.append(f"{name} and {sources[path].name}")
         elif path in shapes:
-            sources[path] = Source(checkpoint.shards[file], name)
-        elif not is_unused(published, checkpoint.config.vlm):
+            sources[path] = _source(checkpoint, checkpoint.shards[file], name, path, shapes[path])
+        elif not table.is_unused(name, checkpoint.config.vlm):
             unexpected.append(name)
-    missing = [str(LLAVA.to_hf(path)) for path in shapes if path not in sources]
+    missing = [str(table.to_hf(path)) for path in shapes if path not in sources]
     problems = {"missing": missing, "unexpected": unexpected, "present twice": twice}
     problems["of the wrong shape"] = list(_misshapen(sources, shapes))
     found = "; ".join(f"{len(names)} {kind}: {name_list(names)}" for kind, names in problems.items() if names)
@@ -138,8 +163,21 @@ def match_tensors(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) ->
     return sources
 
 
+def _source(checkpoint: Checkpoint, shard: Shard, name: str, path: str, shape: tuple[int, ...]) -> Source:
+    """A tensor as the source of a weight of this shape."""
+    stored = shard.tensors[name].shape
+    extra = max(len(stored) - len(shape), 0)
+    source = Source(shard, name, extra if stored[:extra] == (1,) * extra else 0)
+    rule, vision = checkpoint.config.position_resize, checkpoint.config.vlm.vision
+    if path != _POSITIONS or rule is None or source.shape == shape or source.shape[1:] != shape[1:]:
+        return source
+    patches = source.shape[0] - vision.has_class_token
+    if math.isqrt(patches) ** 2 != patches:
+        return source
+    return dataclasses.replace(source, resize=functools.partial(_RESIZES[rule], side=vision.side))
+
+
 def _misshapen(sources: dict[str, Source], shapes: dict[str, tuple[int, ...]]) -> Iterable[str]:
     for path, source in sources.items():
-        found = source.shard.tensors[source.name].shape
-        if found != shapes[path]:
-            yield f"{source.name} (expected {list(shapes[path])}, got {list(found)})"
+        if source.resize is None and source.shape != shapes[path]:
+            yield f"{source.name} (expected {list(shapes[path])}, got {list(source.shape)})"

@@ -22,10 +22,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from vila_jax.errors import CheckpointError, ConfigError
-from vila_jax.hf.checkpoint import INDEX, SINGLE, name_list
 from vila_jax.hf.config import parse_config
+from vila_jax.hf.files import INDEX, SINGLE, name_list
 from vila_jax.hf.keys import LLAVA
 from vila_jax.hf.load import abstract_model
+from vila_jax.hf.staging import check_target
 from vila_jax.hf.vision_config import LLAVA_TOWER
 from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.params import dotted
@@ -65,9 +66,7 @@ def save_pretrained(
       CheckpointError: the folder exists, the state does not fit the config, or an extra file's name is not plain.
     """
     folder = epath.Path(folder)
-    if folder.exists() and not (overwrite and (folder / "config.json").exists()):
-        what = "this exists already and is no checkpoint" if overwrite else "this exists already"
-        raise CheckpointError(what, where=str(folder), fix="Choose another folder.")
+    check_target(folder, overwrite=overwrite)
     vlm = parse_config(config).vlm
     tensors = _hf_tensors(state, vlm)
     exported = export_config(config, vlm, dtype or next(iter(tensors.values())).dtype)

@@ -65,6 +65,13 @@ class Section:
             raise self.error(key, "true or false")
         return value
 
+    def text(self, key: str) -> str | None:
+        """A string; null and an empty one count as absent."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.error(key, "a string")
+        return value or None
+
     def choice(self, key: str, default: str, table: Mapping[str, T]) -> T:
         """Looks the value up in `table`, whose keys are what this library supports."""
         value = self.values.get(key)

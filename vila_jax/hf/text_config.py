@@ -1,4 +1,4 @@
-"""`text_config` -> `DecoderConfig`: Llama, Mistral and Qwen2, with the defaults of transformers' config classes."""
+"""A decoder's config -> `DecoderConfig`: Llama, Mistral and Qwen2, with the defaults of their config classes."""
 
 import dataclasses
 from typing import Any
@@ -65,17 +65,16 @@ def decoder_defaults(text: Section) -> tuple[str, dict[str, Any]]:
     return family.display, family.defaults
 
 
-def parse_text(config: Section, tie_embeddings: bool) -> DecoderConfig:
-    """Reads the `text_config` of a LLaVA-style config.
+def parse_text(text: Section, tie_embeddings: bool) -> DecoderConfig:
+    """Reads the config of a decoder: LLaVA's `text_config`, or that of VILA's folder `llm`.
 
     Args:
-      config: the whole config.
+      text: the decoder's section.
       tie_embeddings: whether the head is the embedding table (the whole config decides that).
 
     Raises:
       ConfigError: an unknown decoder, activation, rope rule or attention pattern, or contradictory sizes.
     """
-    text = config.section("text_config")
     family = text.choice("model_type", "llama", _DECODERS)
     default = family.defaults
     for key in ("quantization_config", "per_layer_config"):
