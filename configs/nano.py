@@ -75,7 +75,7 @@ RUN = Run(
         Stage(
             "glimpses",
             kind="answers",
-            steps=2500,
+            steps=1600,
             scenes=32,
             questions=8,
             thinned=1.0,
@@ -89,7 +89,7 @@ RUN = Run(
         Stage(
             "answers",
             kind="answers",
-            steps=2000,
+            steps=1200,
             scenes=32,
             questions=8,
             thinned=0.5,

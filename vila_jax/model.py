@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,22 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float
+from PIL import Image
 
+from vila_jax.assemble import make_form, make_preprocessor, make_style
 from vila_jax.budgets import Budget, required_intermediates
 from vila_jax.dist.rules import ShardingRules
-from vila_jax.errors import ConfigError, PromptError
+from vila_jax.errors import PromptError
 from vila_jax.hf.checkpoint import Checkpoint, open_checkpoint
 from vila_jax.hf.load import OnTensor, load_state
 from vila_jax.infer.answers import Answers, Generation, Row
 from vila_jax.infer.engine import Engine, OnCompile
 from vila_jax.infer.layout import Request
 from vila_jax.infer.sampler import SamplingOptions
-from vila_jax.text.messages import fill_images
-from vila_jax.text.styles import Style, style_for
-from vila_jax.text.template import render
-from vila_jax.text.tokenizer import Tokenizer
+from vila_jax.text.messages import VideoSource, fill_images
+from vila_jax.text.prompts import PromptForm
+from vila_jax.text.styles import Style
 from vila_jax.vision.open import open_image
-from vila_jax.vision.preprocess import PreprocessConfig, Preprocessor
+from vila_jax.vision.preprocess import Preprocessor, ProcessedImage
+from vila_jax.vision.video import open_frames
+from vila_jax.vision.vila import VilaPreprocessor
 
 BudgetLike = Budget | str | None
 OWN = "own"
@@ -33,29 +36,33 @@ OWN = "own"
 
 Messages = Sequence[dict[str, Any]]
 
+NUM_FRAMES = 8
+"""Of a video, where the checkpoint does not say."""
+
 
 class Model:
     """A vision-language model ready to answer; made by `from_pretrained`.
 
     Attributes:
       checkpoint: what was loaded.
+      form: how pictures and text become token ids.
       budget: used where a call names none.
-      style: how conversations are written where the checkpoint has no chat template.
+      style: how conversations are written; None where the checkpoint's own chat template says it.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         engine: Engine,
-        tokenizer: Tokenizer,
-        preprocessor: Preprocessor,
+        form: PromptForm,
+        preprocessor: Preprocessor | VilaPreprocessor,
         budget: Budget | None,
-        style: Style,
+        style: Style | None,
     ):
-        self.checkpoint, self.engine, self.tokenizer = checkpoint, engine, tokenizer
+        self.checkpoint, self.engine, self.form = checkpoint, engine, form
         self.preprocessor, self.budget, self.style = preprocessor, budget, style
-        self.config = checkpoint.config
-        self._end_tokens = tuple(dict.fromkeys((*self.config.eos_ids, *tokenizer.eos_ids)))
+        self.config, self.tokenizer = checkpoint.config, form.tokenizer
+        self._end_tokens = tuple(dict.fromkeys((*self.config.eos_ids, *form.stop_ids(style))))
 
     def generate(
         self,
@@ -70,8 +77,8 @@ class Model:
 
         Args:
           prompt: raw text with one `<image>` per picture; a list makes a batch.
-          images: pictures in the order of their placeholders (paths, bytes, data URIs, PIL images, arrays); for a
-            batch one list per prompt.
+          images: pictures in the order of their placeholders (paths, bytes, data URIs, PIL images, arrays), and
+            `VideoSource(...)` for a `<vila/video>`; for a batch one list per prompt.
           messages: instead of a prompt, a conversation in the Hugging Face form, which goes through the checkpoint's
             chat template; a list of conversations makes a batch.
           max_new_tokens: generation ends there at the latest.
@@ -134,7 +141,8 @@ class Model:
         start = time.perf_counter()
         if max_new_tokens < 1:
             raise PromptError(f"got {max_new_tokens}", where="max_new_tokens", fix="Ask for at least one token.")
-        requests = self._requests(prompt, images, messages)
+        chosen = self._budget(budget)
+        requests = self._requests(prompt, images, messages, chosen)
         seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(requests)
         if len(seeds) != len(requests):
             raise PromptError(
@@ -143,15 +151,57 @@ class Model:
         sampling = [SamplingOptions(temperature, top_k, top_p, own) for own in seeds]
         ends = () if ignore_eos else self._end_tokens
         rows = [Row(self.tokenizer, stop, ends) for _ in requests]
-        run = self.engine.generate(requests, sampling, max_new_tokens, budget=self._budget(budget), end_tokens=ends)
+        run = self.engine.generate(requests, sampling, max_new_tokens, budget=chosen, end_tokens=ends)
         return Answers(run, rows, time.perf_counter() - start)
 
     def logits(
-        self, prompt: str, images: Sequence[Any] | None = None, *, budget: BudgetLike = OWN
+        self,
+        prompt: str | None = None,
+        images: Sequence[Any] | None = None,
+        *,
+        messages: Messages | None = None,
+        budget: BudgetLike = OWN,
     ) -> Float[np.ndarray, "T C"]:
         """Float32 logits at every position of the spliced prompt: text and kept visual tokens."""
-        [request] = self._requests(prompt, images, None)
-        return self.engine.logits(request, budget=self._budget(budget))
+        chosen = self._budget(budget)
+        return self.engine.logits(self._single(prompt, images, messages, chosen), budget=chosen)
+
+    def embeddings(
+        self,
+        prompt: str | None = None,
+        images: Sequence[Any] | None = None,
+        *,
+        messages: Messages | None = None,
+        budget: BudgetLike = OWN,
+    ) -> Float[np.ndarray, "T D"]:
+        """What the decoder reads: the embeddings of the spliced prompt."""
+        chosen = self._budget(budget)
+        return self.engine.embeddings(self._single(prompt, images, messages, chosen), budget=chosen)
+
+    def token_ids(
+        self,
+        prompt: str | None = None,
+        images: Sequence[Any] | None = None,
+        *,
+        messages: Messages | None = None,
+        budget: BudgetLike = OWN,
+    ) -> list[int]:
+        """Ids of a prompt, with one placeholder (`form.image_id`) per picture, or per tile that is written as one."""
+        ids, placeholder = [], self.config.image_token_id
+        skip = 0
+        for token in self._single(prompt, images, messages, self._budget(budget)).token_ids:
+            if skip:
+                skip -= 1
+            elif token == placeholder:
+                ids.append(self.form.image_id)
+                skip = len(self.form.after_image)
+            else:
+                ids.append(token)
+        return ids
+
+    def features(self, image: ProcessedImage) -> Float[np.ndarray, "P N Dv"]:
+        """What the vision tower says of every patch of a picture's tiles; see `preprocessor` for the tiles."""
+        return self.engine.features(image)
 
     def count_tokens(self, image_size: tuple[int, int], budget: BudgetLike = OWN) -> int:
         """Visual tokens of a picture of (height, width) pixels; no pixel is needed."""
@@ -162,25 +212,49 @@ class Model:
             return self.budget
         return parse_budget(budget, self.checkpoint)
 
-    def _requests(self, prompt: Any, images: Sequence[Any] | None, messages: Any) -> list[Request]:
+    def _single(self, prompt: Any, images: Any, messages: Any, budget: Budget | None) -> Request:
+        if not _is_single(prompt, messages):
+            raise PromptError("expected a single prompt", where="prompt", fix="Call it for one prompt after another.")
+        [request] = self._requests(prompt, images, messages, budget)
+        return request
+
+    def _requests(
+        self, prompt: Any, images: Sequence[Any] | None, messages: Any, budget: Budget | None
+    ) -> list[Request]:
         """Tokenised prompts with prepared pictures, one per row."""
         if (prompt is None) == (messages is None):
             raise PromptError("expected either a prompt or messages", where="prompt", fix="Give exactly one of them.")
         single = _is_single(prompt, messages)
         if prompt is not None:
-            texts = [prompt] if single else list(prompt)
-            sources = _per_row(images, len(texts), single)
+            prompts = [prompt] if single else list(prompt)
+            sources = _per_row(images, len(prompts), single)
+            write: Callable[[Any, Sequence[int]], str] = self.form.place_frames
         else:
-            conversations = [messages] if single else list(messages)
-            texts = [render(conversation, self.tokenizer, self.style) for conversation in conversations]
-            given = _per_row(images, len(texts), single)
-            sources = [fill_images(c, g) for c, g in zip(conversations, given, strict=True)]
-        return [self._request(text, own) for text, own in zip(texts, sources, strict=True)]
+            prompts = [messages] if single else list(messages)
+            given = _per_row(images, len(prompts), single)
+            sources = [fill_images(c, g) for c, g in zip(prompts, given, strict=True)]
+            write = self._render
+        return [self._request(write, own, media, budget) for own, media in zip(prompts, sources, strict=True)]
 
-    def _request(self, text: str, sources: Sequence[Any]) -> Request:
-        return Request(
-            self.tokenizer.encode_prompt(text), [self.preprocessor(open_image(source)) for source in sources]
-        )
+    def _render(self, messages: Messages, frames: Sequence[int]) -> str:
+        return self.form.render(messages, self.style, frames)
+
+    def _request(
+        self, write: Callable[[Any, Sequence[int]], str], prompt: Any, sources: Sequence[Any], budget: Budget | None
+    ) -> Request:
+        """One row: `write` makes a text of the prompt and the numbers of frames of its videos."""
+        media = [self._frames(s) if isinstance(s, VideoSource) else [open_image(s)] for s in sources]
+        text = write(prompt, [len(own) for own, s in zip(media, sources, strict=True) if isinstance(s, VideoSource)])
+        images = self.preprocessor.pictures([image for own in media for image in own])
+        ids = self.form.encode(text, [self.engine.planner.segments(image.geometry, budget) for image in images])
+        placeholder = [self.config.image_token_id, *self.form.after_image]
+        spliced = [i for token in ids for i in (placeholder if token == self.form.image_id else [token])]
+        return Request(spliced, images)
+
+    def _frames(self, video: VideoSource) -> list[Image.Image]:
+        """The frames of a video, as many as the checkpoint was trained with."""
+        raw = self.checkpoint.raw_config
+        return open_frames(video.source, raw.get("num_video_frames") or NUM_FRAMES, fps=raw.get("fps"))
 
 
 def _is_single(prompt: Any, messages: Any) -> bool:
@@ -234,6 +308,8 @@ def from_pretrained(
     rules: ShardingRules | None = None,
     on_tensor: OnTensor | None = None,
     on_compile: OnCompile | None = None,
+    era: str | None = None,
+    style: str | None = None,
 ) -> Model:
     """Loads a model from a folder or the Hugging Face Hub.
 
@@ -245,41 +321,19 @@ def from_pretrained(
       revision: branch, tag or commit on the Hub.
       rules: how logical axes map to the mesh.
       on_tensor, on_compile: called while weights are read and before a program is compiled, for progress bars.
+      era: `v1`, `vila1.5` or `nvila`: the order of merged tokens and the form of prompts, for a VILA checkpoint that
+        does not show its own (`vila-jax inspect` says what it shows).
+      style: name of a conversation style (see `vila_jax.text`); by default the one that the checkpoint asks for.
 
     Raises:
       VilaError: the checkpoint cannot be found, read or understood. Nothing is on a device by then.
     """
-    checkpoint = open_checkpoint(path_or_hub_id, revision=revision)
+    checkpoint = open_checkpoint(path_or_hub_id, revision=revision, era=era)
     chosen = parse_budget(budget, checkpoint)
-    tokenizer = Tokenizer.from_folder(checkpoint.folder, image_token_id=checkpoint.config.image_token_id)
+    form = make_form(checkpoint)
+    written = make_style(checkpoint, form.tokenizer, str(path_or_hub_id), style)
     preprocessor = make_preprocessor(checkpoint)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     graphdef, state = load_state(checkpoint, dtype=dtype, mesh=mesh, rules=rules, on_tensor=on_tensor)
     engine = Engine(graphdef, state, checkpoint.config, dtype=dtype.name, on_compile=on_compile)
-    decoder = (checkpoint.raw_config.get("text_config") or {}).get("model_type", "llama")
-    style = style_for(decoder, str(path_or_hub_id))
-    return Model(checkpoint, engine, tokenizer, preprocessor, chosen, style)
-
-
-def make_preprocessor(checkpoint: Checkpoint) -> Preprocessor:
-    """The preprocessing that the checkpoint's own file describes.
-
-    Raises:
-      ConfigError: there is none, or it contradicts the model's config.
-    """
-    vision, model_type = checkpoint.config.vlm.vision, checkpoint.config.model_type
-    files = checkpoint.processor.get("image_processor") or checkpoint.preprocessor
-    config = PreprocessConfig.from_hf(files, model_type=model_type)
-    if config.tile_size != vision.image_size:
-        raise ConfigError(
-            f"pictures are prepared at {config.tile_size} pixels, but the vision tower expects {vision.image_size}",
-            where=f"{checkpoint.folder}/preprocessor_config.json",
-            fix="Use the processor files that were published with this model.",
-        )
-    if set(config.pinpoints or ()) != set(checkpoint.config.grid_pinpoints or ()):
-        raise ConfigError(
-            f"pictures are cut along {config.pinpoints}, but the model expects {checkpoint.config.grid_pinpoints}",
-            where=f"{checkpoint.folder}, key `image_grid_pinpoints`",
-            fix="Use the processor files that were published with this model.",
-        )
-    return Preprocessor(config, vision.patch_size)
+    return Model(checkpoint, engine, form, preprocessor, chosen, written)

@@ -129,10 +129,10 @@ def test_tensors_that_do_not_fit_the_config(inspect, llava, tmp_path):
     assert "language_model.model.layers.2.self_attn.q_proj.weight" in inspect(tmp_path)["weights"]["problem"]
 
 
-def test_a_tower_without_class_token_is_compared_with_random_tokens(inspect, published):
+def test_a_tower_without_class_token_has_hired_too(inspect, published):
     siglip = {**LLAVA_15_7B["vision_config"], "model_type": "siglip_vision_model"}
     config = {**LLAVA_15_7B, "vision_config": siglip, "vision_feature_select_strategy": "full"}
-    assert list(inspect(published(config))["pictures"][0]["tokens"])[1:] == ["random:0.4", "random:0.2", "random:0.1"]
+    assert list(inspect(published(config))["pictures"][0]["tokens"])[1:] == ["hired:0.4", "hired:0.2", "hired:0.1"]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ def test_the_patches_of_the_reference_are_bright(vila_jax_cli, golden, tmp_path)
     assert json.loads(text) == {
         "out": str(out),
         "visual_tokens": 576,
+        "overview": True,
         "budgets": [{"budget": "hired:0.2,variant=code", "kept": 115, "kept_per_tile": [115]}],
     }
     expected = np.zeros(576, bool)

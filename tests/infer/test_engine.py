@@ -97,7 +97,7 @@ def ending_with(model, *eos_ids: int) -> vila_jax.Model:
     """The same model, programs included, with other end tokens."""
     config = dataclasses.replace(model.checkpoint.config, eos_ids=eos_ids)
     checkpoint = dataclasses.replace(model.checkpoint, config=config)
-    return vila_jax.Model(checkpoint, model.engine, model.tokenizer, model.preprocessor, None, model.style)
+    return vila_jax.Model(checkpoint, model.engine, model.form, model.preprocessor, None, model.style)
 
 
 @pytest.mark.parametrize("index", [0, 1, 8, 11])

@@ -7,7 +7,12 @@ A picture is an overview tile and full-resolution tiles. Of its `total` tokens
                 that each tile shows in full resolution (Eq. 1);
     each tile   keeps the patches to which its own class token attends most in the *last* block used (Eq. 2).
 
-A picture of a single tile (LLaVA-1.5) simply keeps its best `total` patches.
+A picture of a single tile (LLaVA-1.5) simply keeps its best `total` patches. A picture without overview (the blocks of
+NVILA's dynamic S2) shares all tokens among its blocks by their own attention in the first block of the tower.
+
+A tower without class token (SigLIP) has no such attention; in its place stands the attention that a patch *receives*,
+averaged over all queries, as in VisionZip (arXiv 2412.04467). Where the projector merges windows of patches into one
+token, scores are summed over each window, and "patch" below means such a cell.
 
 Paper and published code (hasanar1f/HiRED, 502d6dd) differ. `variant=paper`, the default, is Eq. 1 with the regions of
 the grid, roundings shared out by the largest remainder, and never a token spent on padding: exactly `total` tokens are
@@ -51,12 +56,11 @@ class Hired(Method):
       first_layer: block (0-based) whose attention says how much content a region has.
       score_layer: block whose attention scores the patches; -1 is the last one built, which feeds the projector.
 
-    Intermediates (class-token attention summed over heads, `[I, P, N]`): `content` of `first_layer`, of which only
+    Intermediates (attention summed over heads, `[I, P, N]`): `content` of `first_layer`, of which only
     the overview is read, and `score` of `score_layer`.
     """
 
     name: ClassVar[str] = "hired"
-    needs_class_token: ClassVar[bool] = True
 
     alpha: float = 0.5
     variant: Literal["paper", "code"] = "paper"
@@ -83,10 +87,10 @@ class Hired(Method):
         return self.variant == "paper"  # the reference's own full run has no newline tokens
 
     def intermediates(self, vision: VisionConfig, depth: int) -> dict[str, str]:
-        del vision
+        attention = "cls_attention" if vision.has_class_token else "received_attention"
         return {
-            "content": f"cls_attention/{resolve_block(self.first_layer, depth, 'first_layer')}",
-            "score": f"cls_attention/{resolve_block(self.score_layer, depth, 'score_layer')}",
+            "content": f"{attention}/{resolve_block(self.first_layer, depth, 'first_layer')}",
+            "score": f"{attention}/{resolve_block(self.score_layer, depth, 'score_layer')}",
         }
 
     def candidates(self, geometry: TileGeometry) -> Bool[np.ndarray, "P N"]:
@@ -103,12 +107,18 @@ class Hired(Method):
     def extra(self, geometry: TileGeometry, total: int, max_tiles: int, salt: int) -> dict[str, np.ndarray]:
         """`overview` tokens, the tile (1-based, 0 is the overview) of each `region`; for `quota` see `_quota`."""
         del max_tiles, salt
+        if geometry.arrangement == "blocks":
+            return self._without_overview(geometry)
         tiles, patches = geometry.num_tiles - 1, geometry.patches_per_tile
         everything = total == geometry.num_tiles * patches
         overview = total if everything or tiles == 0 else int(total * self.alpha)
         overview = min(overview, patches)
         region = geometry.regions() if self.variant == "paper" else np.arange(patches) * max(tiles, 1) // patches
-        extra = {"overview": np.asarray(overview, np.int32), "region": (region + 1).astype(np.int32)}
+        extra = {
+            "has_overview": np.asarray(True),
+            "overview": np.asarray(overview, np.int32),
+            "region": (region + 1).astype(np.int32),
+        }
         if self.variant == "code":
             rest = min(total - overview, tiles * patches)
             # The reference passes its selection by when it keeps everything.
@@ -116,6 +126,19 @@ class Hired(Method):
                 np.full(patches + 1, patches, np.int32) if everything else self._quota(tiles, patches, rest)
             )
         return extra
+
+    def _without_overview(self, geometry: TileGeometry) -> dict[str, np.ndarray]:
+        if self.variant == "code":
+            raise BudgetError(
+                "the published code knows pictures with an overview tile only, and this model makes none",
+                where="budget method 'hired'",
+                fix="Leave variant=code out.",
+            )
+        return {
+            "has_overview": np.asarray(False),
+            "overview": np.asarray(0, np.int32),
+            "region": np.zeros(geometry.patches_per_tile, np.int32),
+        }
 
     def _quota(self, tiles: int, patches: int, rest: int) -> Int[np.ndarray, " counts"]:
         """Tokens of a tile, out of `rest`, by the number (0 to `N`) of content patches in its strip.
@@ -134,15 +157,19 @@ class Hired(Method):
 
     def keep(self, inputs: Mapping[str, Float[Array, "I P N *width"]], plan: Plan) -> Bool[Array, "I P N"]:
         counts = self._paper_counts if self.variant == "paper" else self._code_counts
-        return keep_top(inputs["score"], plan.candidates, counts(inputs["content"][:, 0], plan))
+        return keep_top(inputs["score"], plan.candidates, counts(inputs["content"], plan))
 
-    def _paper_counts(self, content: Float[Array, "I N"], plan: Plan) -> Int[Array, "I P"]:
-        room = plan.candidates.sum(-1, dtype=jnp.int32).at[:, 0].set(0)
-        shares = sum_regions(content, plan.extra["region"], room.shape[1])
+    def _paper_counts(self, content: Float[Array, "I P N"], plan: Plan) -> Int[Array, "I P"]:
+        has_overview, room = plan.extra["has_overview"], plan.candidates.sum(-1, dtype=jnp.int32)
+        room = room.at[:, 0].set(jnp.where(has_overview, 0, room[:, 0]))
+        of_region = sum_regions(content[:, 0], plan.extra["region"], room.shape[1])
+        shares = jnp.where(has_overview[:, None], of_region, jnp.where(plan.candidates, content, 0).sum(-1))
         tiles = largest_remainder(shares, plan.total - plan.extra["overview"], room)
-        return tiles.at[:, 0].set(plan.total - tiles.sum(-1))  # what the tiles have no room for goes to the overview
+        rest = plan.total - tiles.sum(-1)  # what the tiles have no room for goes to the overview
+        return tiles.at[:, 0].set(jnp.where(has_overview, rest, tiles[:, 0]))
 
-    def _code_counts(self, content: Float[Array, "I N"], plan: Plan) -> Int[Array, "I P"]:
+    def _code_counts(self, content: Float[Array, "I P N"], plan: Plan) -> Int[Array, "I P"]:
+        content = content[:, 0]
         best = jnp.full(content.shape[0], self._content_patches(content.shape[1]), jnp.int32)
         mask = keep_top(content, jnp.ones_like(content, bool), best)
         found = sum_regions(mask.astype(jnp.int32), plan.extra["region"], plan.candidates.shape[1])

@@ -40,11 +40,9 @@ class Method(abc.ABC):
 
     Attributes:
       name: the name in the spec, `NAME:KEEP`.
-      needs_class_token: whether the tower must have a class token.
     """
 
     name: ClassVar[str]
-    needs_class_token: ClassVar[bool] = False
 
     @property
     def full_is_unbudgeted(self) -> bool:

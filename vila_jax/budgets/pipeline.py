@@ -7,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vila_jax.budgets import registry
 from vila_jax.budgets.count import total_tokens
 from vila_jax.budgets.method import Plan
 from vila_jax.budgets.select import Selection, compact
 from vila_jax.budgets.spec import Budget
-from vila_jax.errors import BudgetError
 from vila_jax.nn.config import VisionConfig
 from vila_jax.vision.geometry import TileGeometry
 
@@ -26,15 +24,8 @@ def required_intermediates(budget: Budget, vision: VisionConfig, depth: int) -> 
       depth: number of blocks of the tower that are built; the last one feeds the projector.
 
     Raises:
-      BudgetError: the tower has no class token and the method needs one, or a block does not exist.
+      BudgetError: a block does not exist.
     """
-    if budget.rule.needs_class_token and not vision.has_class_token:
-        allowed = [name for name, method in registry.METHODS.items() if not method.needs_class_token]
-        raise BudgetError(
-            f"{budget.method!r} reads the attention of the class token, and a {vision.kind} vision tower has none",
-            where=f"budget {str(budget)!r}",
-            fix=f"Allowed for this tower: {', '.join(allowed)}.",
-        )
     return budget.rule.intermediates(vision, depth)
 
 

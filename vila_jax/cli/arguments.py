@@ -6,9 +6,14 @@ from collections.abc import Callable
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """MODEL and --revision."""
+    """MODEL, --revision and --era."""
     parser.add_argument("model", metavar="MODEL", help="folder of a checkpoint, or an id on the Hugging Face Hub")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit on the Hub")
+    parser.add_argument(
+        "--era",
+        choices=("v1", "vila1.5", "nvila"),
+        help="generation of a VILA checkpoint: order of merged tokens and form of prompts (default: what it shows)",
+    )
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:

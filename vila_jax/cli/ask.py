@@ -2,7 +2,7 @@
 
 Without --raw-prompt the prompt is what a user says after showing the pictures: it goes through the chat template of the
 checkpoint, or the conversation style of the model. With it, the prompt is taken as it is, and must hold one <image> per
-picture.
+picture (and <vila/video> for the video): text and pictures may then alternate, as in examples of question and answer.
 """
 
 import argparse
@@ -27,8 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", metavar="F", action="append", default=[], help="a picture; repeat it for several, in order"
     )
+    parser.add_argument("--video", metavar="F", help="a video file, or a folder of frames, shown after the pictures")
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="the question")
     parser.add_argument("--raw-prompt", action="store_true", help="take the prompt as it is, <image> included")
+    parser.add_argument("--style", metavar="NAME", help="conversation style (default: the one of the checkpoint)")
     parser.add_argument("--budget", metavar="SPEC", help="visual-token budget, e.g. hired:0.2 (default: all tokens)")
     parser.add_argument("--max-new-tokens", metavar="N", type=arguments.whole(1), default=128, help="default: 128")
     sampling = parser.add_argument_group("sampling")
@@ -78,16 +80,23 @@ def _load(args: argparse.Namespace, progress: Progress) -> "Model":
         dtype=args.dtype,
         budget=args.budget,
         revision=args.revision,
+        era=args.era,
+        style=args.style,
         on_tensor=progress.on_tensor,
         on_compile=progress.on_compile,
     )
 
 
 def _answer(model: "Model", args: argparse.Namespace, images: list[Any], progress: Progress) -> "Generation":
+    from vila_jax.text.messages import VideoSource
+
     progress.phase("preparing the request")
-    prompt: dict[str, Any] = {"prompt": args.prompt, "images": images}
+    videos = [] if args.video is None else [VideoSource(args.video)]
+    prompt: dict[str, Any] = {"prompt": args.prompt, "images": [*images, *videos]}
     if not args.raw_prompt:
-        content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": args.prompt}]
+        content = [{"type": "image", "image": image} for image in images]
+        content += [{"type": "video", "video": video} for video in videos]
+        content += [{"type": "text", "text": args.prompt}]
         prompt = {"messages": [{"role": "user", "content": content}]}
     answers = model.answers(
         **prompt,

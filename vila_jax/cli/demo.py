@@ -159,7 +159,7 @@ def _draw_scenes(
         heading = f"nano · scene {number} · {picture.width} x {picture.height} px"
         pictures[f"scene_{number}.png"] = picture
         pictures[f"tokens_{number}.png"] = draw(
-            image, model.preprocessor.config, [Choice(str(budget), kept, len(kept), full)], heading
+            image, model.preprocessor, [Choice(str(budget), kept, len(kept), full)], heading
         )
     heading = f"nano · held-out scenes · with all visual tokens and with {100 * KEEP:g} % of the patches (HiRED)"
     pictures["answers.png"] = draw_sheet(exhibits, heading)

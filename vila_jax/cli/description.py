@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vila_jax.assemble import make_form, make_style
 from vila_jax.bench import flops, memory
 from vila_jax.budgets import Budget
 from vila_jax.errors import BudgetError, CheckpointError
@@ -15,12 +16,16 @@ from vila_jax.infer.buckets import count_bucket, tile_bucket
 from vila_jax.infer.layout import Planner
 from vila_jax.nn.attention import choose_implementation
 from vila_jax.text.slots import bucket
-from vila_jax.text.styles import STYLES, style_for
-from vila_jax.text.tokenizer import Tokenizer
+from vila_jax.text.styles import STYLES
+from vila_jax.text.vila_styles import VILA_STYLES
 from vila_jax.vision.geometry import TileGeometry
+from vila_jax.vision.vila import VilaPreprocessor
 
 TEXT_TOKENS, NEW_TOKENS = 64, 128
 """What the memory plan assumes of every request."""
+
+PHOTOS = ((1080, 1080), (1080, 1440), (1080, 1920), (1440, 1080), (500, 1500))
+"""(height, width) of the pictures that are counted for models which cut a picture by its shape."""
 
 Facts = dict[str, Any]
 
@@ -87,19 +92,41 @@ def prompts(checkpoint: Checkpoint, name: str) -> Facts:
         "eos": list(config.eos_ids),
         "pad": [] if config.pad_id is None else [config.pad_id],
     }
-    tokens, template, problem = {}, None, None
+    tokens, tokenizer, problem = {}, None, None
     try:
-        tokenizer = Tokenizer.from_folder(checkpoint.folder, image_token_id=config.image_token_id)
-        template = tokenizer.chat_template
-        tokens = {kind: tokenizer.decode(own, skip_special_tokens=False) for kind, own in ids.items()}
+        form = make_form(checkpoint)
+        tokenizer, ids["image"] = form.tokenizer, [form.image_id]
+        known = {kind: [i for i in own if i >= 0] for kind, own in ids.items()}
+        tokens = {kind: tokenizer.decode(own, skip_special_tokens=False) for kind, own in known.items() if own}
     except CheckpointError as error:
         problem = str(error)
-    style = style_for((checkpoint.raw_config.get("text_config") or {}).get("model_type", "llama"), name)
+    style = make_style(checkpoint, tokenizer, name)
+    has_template = tokenizer is not None and tokenizer.chat_template is not None
+    table = STYLES if config.era is None else VILA_STYLES
+    written = [] if has_template and config.era is None else [key for key, known in table.items() if known is style]
     return {
         "special_tokens": {kind: {"ids": own, "text": tokens.get(kind)} for kind, own in ids.items() if own},
-        "chat_template": template is not None,
-        "styles": [key for key, known in STYLES.items() if known is style],
+        "chat_template": has_template,
+        "styles": written,
         "tokenizer_problem": problem,
+    }
+
+
+def era(checkpoint: Checkpoint) -> Facts | None:
+    """Which generation of VILA a checkpoint is taken for, why, and what follows from it; None for LLaVA."""
+    config = checkpoint.config
+    if config.era is None or config.pictures is None:
+        return None
+    try:
+        after = list(make_form(checkpoint).after_image)
+    except CheckpointError:
+        after = []
+    return {
+        "name": config.era,
+        "reason": config.era_reason,
+        "pictures": config.pictures.mode,
+        "token_order": "column by column" if config.pictures.column_major else "row by row",
+        "after_image": after,
     }
 
 
@@ -139,6 +166,9 @@ def weights(checkpoint: Checkpoint, problem: str | None) -> Facts:
 def pictures(checkpoint: Checkpoint) -> list[TileGeometry]:
     """One picture for every way in which the model cuts pictures into tiles, filling its canvas."""
     config = checkpoint.config
+    if config.pictures is not None:
+        sizes = PHOTOS if config.pictures.mode in ("dynamic", "dynamic_s2") else PHOTOS[:1]
+        return [VilaPreprocessor(config.pictures).geometry(size) for size in sizes]
     side, tile = config.vlm.vision.side, config.vlm.vision.image_size
     if config.grid_pinpoints is None:
         return [TileGeometry(side, (tile, tile))]
@@ -152,7 +182,13 @@ def visual_tokens(checkpoint: Checkpoint, budgets: list[Budget | None]) -> list[
     for geometry in pictures(checkpoint):
         kept = {budget_name(budget): _count(planner, geometry, budget) for budget in budgets}
         rows.append(
-            {"image_size": geometry.image_size, "grid": geometry.grid, "tiles": geometry.num_tiles, "tokens": kept}
+            {
+                "image_size": geometry.image_size,
+                "grid": geometry.grid,
+                "overview": geometry.has_overview,
+                "tiles": geometry.num_tiles,
+                "tokens": kept,
+            }
         )
     return rows
 
@@ -169,7 +205,7 @@ def memory_plans(checkpoint: Checkpoint, budgets: list[Budget | None], batch: in
     config = checkpoint.config
     vlm, planner = config.vlm, Planner(config, dtype.name, 0)
     geometry = max(pictures(checkpoint), key=lambda own: planner.visual_count(own, None))
-    rows, tiles = count_bucket(batch), tile_bucket([geometry] * batch, planner.max_tiles)
+    rows, tiles = count_bucket(batch), tile_bucket([planner.tower_tiles(geometry)] * batch, planner.max_tower_tiles)
     flash = choose_implementation(dtype, vlm.decoder.head_dim, jax.default_backend()) != "xla"
     plans = []
     for budget in budgets:
@@ -189,7 +225,7 @@ def memory_plans(checkpoint: Checkpoint, budgets: list[Budget | None], batch: in
                 cache_length=bucket(prompt + NEW_TOKENS, config.context_length),
                 flash=flash,
             )
-            work = flops.prefill_flops(vlm, geometry.num_tiles, visual, TEXT_TOKENS)
+            work = flops.prefill_flops(vlm, planner.tower_tiles(geometry), visual, TEXT_TOKENS)
             facts |= {
                 "cache_bytes": plan.cache,
                 "logits_bytes": plan.logits,

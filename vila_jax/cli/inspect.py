@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from vila_jax.budgets import Budget
     from vila_jax.hf.checkpoint import Checkpoint
 
+_TOWERS = {"clip": "CLIP", "siglip": "SigLIP", "intern": "InternViT"}
+
 SUMMARY = "describe a checkpoint without reading its weights"
 
 
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from vila_jax.cli import description
     from vila_jax.model import default_dtype, parse_budget
 
-    checkpoint, problem = _open(args.model, args.revision)
+    checkpoint, problem = _open(args.model, args.revision, args.era)
     dtype = jnp.dtype(args.dtype or default_dtype())
     budgets: list[Budget | None] = [None]
     budgets += [parse_budget(spec, checkpoint) for spec in args.budget or _usual_budgets(checkpoint)]
@@ -44,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         "dtype": dtype.name,
         **description.network(checkpoint),
         "prompts": description.prompts(checkpoint, args.model),
+        "era": description.era(checkpoint),
         "weights": description.weights(checkpoint, problem),
         "parameters": description.parameters(checkpoint, dtype.itemsize),
         "pictures": description.visual_tokens(checkpoint, budgets),
@@ -62,23 +65,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(model: str, revision: str | None) -> "tuple[Checkpoint, str | None]":
+def _open(model: str, revision: str | None, era: str | None) -> "tuple[Checkpoint, str | None]":
     """The checkpoint, and what is wrong with the files of its weights, without which it can be described as well."""
     from vila_jax.errors import CheckpointError
     from vila_jax.hf.checkpoint import open_checkpoint
 
     try:
-        return open_checkpoint(model, revision=revision), None
+        return open_checkpoint(model, revision=revision, era=era), None
     except CheckpointError as error:
-        return open_checkpoint(model, revision=revision, weights=False), str(error)
+        return open_checkpoint(model, revision=revision, weights=False, era=era), str(error)
 
 
 def _usual_budgets(checkpoint: "Checkpoint") -> list[str]:
     vlm = checkpoint.config.vlm
     if vlm.keep_class_token and vlm.vision.has_class_token:
         return []  # a budget chooses among patches
-    method = "hired" if vlm.vision.has_class_token else "random"
-    return [f"{method}:{keep}" for keep in (0.4, 0.2, 0.1)]
+    return [f"hired:{keep}" for keep in (0.4, 0.2, 0.1)]
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -103,13 +105,14 @@ def _parts(facts: dict[str, Any]) -> Any:
     layers = ", ".join(map(str, vision["feature_layers"]))
     table.add_row(
         "vision tower",
-        f"{'CLIP' if vision['kind'] == 'clip' else 'SigLIP'}, tiles of {vision['image_size']} px in {side} x {side} "
+        f"{_TOWERS[vision['kind']]}, tiles of {vision['image_size']} px in {side} x {side} "
         f"patches, width {vision['width']:,}, {vision['heads']} heads, {vision['blocks_built']} of "
         f"{vision['blocks_in_config']} blocks built (features of layer {layers})",
     )
     table.add_row(
         "projector",
-        f"{projector['layers']} layers, {projector['in']:,} → {projector['out']:,}, {projector['activation']}",
+        f"{projector['layers']} layers, {projector['in']:,} → {projector['out']:,}, {projector['activation']}"
+        + (f", {projector['window']} x {projector['window']} patches merged" if projector["window"] > 1 else ""),
     )
     window = f", sliding window {decoder['sliding_window']:,}" if decoder["sliding_window"] else ""
     scaling = f" ({decoder['rope_scaling']})" if decoder["rope_scaling"] != "default" else ""
@@ -121,10 +124,21 @@ def _parts(facts: dict[str, Any]) -> Any:
     )
     prompts = facts["prompts"]
     style = f"style {' / '.join(prompts['styles'])}"
-    table.add_row("conversation", "chat template of the checkpoint" if prompts["chat_template"] else style)
+    table.add_row("conversation", style if prompts["styles"] else "chat template of the checkpoint")
+    if facts["era"] is not None:
+        table.add_row("era", _era(facts["era"]))
     table.add_row("special tokens", ", ".join(_token(*item) for item in prompts["special_tokens"].items()))
     table.add_row("weights", _weights(facts["weights"]))
     return table
+
+
+def _era(era: dict[str, Any]) -> str:
+    count = len(era["after_image"])
+    behind = f", a newline of {count} token{'s'[: count > 1]} behind each" if count else ""
+    return (
+        f"{era['name']} ({terminal.plain(era['reason'])}): pictures as {era['pictures']}, tokens {era['token_order']}"
+        f"{behind}"
+    )
 
 
 def _token(kind: str, token: dict[str, Any]) -> str:
@@ -159,7 +173,7 @@ def _pictures(facts: dict[str, Any]) -> Any:
     table = terminal.table("Visual tokens of a picture", "canvas", "tiles", *names)
     for row in facts["pictures"]:
         height, width = row["image_size"]
-        grid = "1" if row["grid"] is None else f"1 + {row['grid'][0]} x {row['grid'][1]}"
+        grid = "1" if row["grid"] is None else f"{'1 + ' * row['overview']}{row['grid'][0]} x {row['grid'][1]}"
         cells = ["—" if n is None else f"{n:,}" for n in row["tokens"].values()]
         table.add_row(f"{height} x {width}", grid, *cells)
     return table

@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from vila_jax.vision.geometry import TileGeometry
-from vila_jax.vision.preprocess import PreprocessConfig, ProcessedImage
+from vila_jax.vision.preprocess import PreprocessConfig, Preprocessor, ProcessedImage
+from vila_jax.vision.vila import VilaPreprocessor
 
 _BACKGROUND, _TEXT, _MUTED, _TRACK = (17, 19, 24), (236, 238, 242), (150, 156, 168), (45, 49, 58)
 _ACCENT = (255, 196, 61)
@@ -63,9 +64,11 @@ class View:
     tiles: tuple[Box, ...]
 
 
-def draw(image: ProcessedImage, config: PreprocessConfig, choices: list[Choice], heading: str) -> Image.Image:
+def draw(
+    image: ProcessedImage, preprocessor: Preprocessor | VilaPreprocessor, choices: list[Choice], heading: str
+) -> Image.Image:
     """One picture with the choices below each other."""
-    views = make_views(image, config)
+    views = make_views(image, preprocessor)
     sizes = _cell_sizes(views)
     blocks = [_draw_choice(views, sizes, choice) for choice in choices]
     width = max(block.width for block in blocks)
@@ -83,23 +86,32 @@ def _heights(blocks: list[Image.Image]) -> int:
     return 2 * _MARGIN + 16 + _GAP + sum(block.height + 2 * _GAP for block in blocks) - 2 * _GAP
 
 
-def make_views(image: ProcessedImage, config: PreprocessConfig) -> list[View]:
-    """The overview, and where there is a grid the mosaic without its padding."""
-    geometry, side = image.geometry, image.geometry.side
-    tiles = to_bytes(image.pixels, config)
-    patch = tiles.shape[1] // side
-    tiles = tiles[:, : side * patch, : side * patch]
-    name = f"{'what the model sees' if geometry.grid is None else 'overview'}, {side * patch} x {side * patch} px"
-    overview = View(name, tiles[0], geometry.overview().reshape(side, side), ((0, side, 0, side),))
+def make_views(image: ProcessedImage, preprocessor: Preprocessor | VilaPreprocessor) -> list[View]:
+    """The overview, if there is one, and where there is a grid the mosaic without its padding."""
+    geometry, side, edge = image.geometry, image.geometry.side, image.geometry.side * preprocessor.cell
+    tiles = _whole_cells(to_bytes(image.pixels, preprocessor.values_config), edge)
+    views = []
+    if geometry.has_overview:
+        name = f"{'what the model sees' if geometry.grid is None else 'overview'}, {edge} x {edge} px"
+        views = [View(name, tiles[0], geometry.overview().reshape(side, side), ((0, side, 0, side),))]
     if geometry.grid is None or geometry.mosaic().size == 0:  # of a very thin picture nothing is left without padding
-        return [overview]
+        return views
     rows, columns = geometry.grid
-    mosaic = tiles[1:].reshape(rows, columns, side * patch, side * patch, 3).transpose(0, 2, 1, 3, 4)
-    top, bottom, left, right = geometry.picture_box()
-    mosaic = mosaic.reshape(rows * side * patch, columns * side * patch, 3)
-    mosaic = mosaic[top * patch : bottom * patch, left * patch : right * patch]
-    name = f"full resolution, {rows} x {columns} tiles"
-    return [overview, View(name, mosaic, geometry.mosaic(), _tile_boxes(geometry))]
+    own = tiles[-rows * columns :]  # of several scales, the largest
+    mosaic = own.reshape(rows, columns, edge, edge, 3).transpose(0, 2, 1, 3, 4)
+    cell = preprocessor.cell
+    top, bottom, left, right = (place * cell for place in geometry.picture_box())
+    mosaic = mosaic.reshape(rows * edge, columns * edge, 3)[top:bottom, left:right]
+    return [
+        *views,
+        View(f"full resolution, {rows} x {columns} tiles", mosaic, geometry.mosaic(), _tile_boxes(geometry)),
+    ]
+
+
+def _whole_cells(tiles: UInt8[np.ndarray, "P H W 3"], edge: int) -> UInt8[np.ndarray, "P edge edge 3"]:
+    """Tiles cut, or filled up with black, to the pixels that their cells cover."""
+    missing = (0, max(edge - tiles.shape[1], 0))
+    return np.pad(tiles, ((0, 0), missing, missing, (0, 0)))[:, :edge, :edge]
 
 
 def to_bytes(pixels: Float[np.ndarray, "P 3 H W"], config: PreprocessConfig) -> UInt8[np.ndarray, "P H W 3"]:

@@ -44,15 +44,16 @@ def _png(text: str) -> pathlib.Path:
 
 def run(args: argparse.Namespace) -> int:
     """Selects with every budget, and draws."""
+    from vila_jax.assemble import make_preprocessor
     from vila_jax.cli.cache import enable_compile_cache
     from vila_jax.cli.overlay import Choice, draw
     from vila_jax.hf.checkpoint import open_checkpoint
-    from vila_jax.model import make_preprocessor, parse_budget
+    from vila_jax.model import parse_budget
     from vila_jax.vision.open import open_image
 
     _check_writable(args.out)
     picture = open_image(args.image)
-    checkpoint = open_checkpoint(args.model, revision=args.revision)
+    checkpoint = open_checkpoint(args.model, revision=args.revision, era=args.era)
     budgets = [parse_budget(spec, checkpoint) for spec in args.budget]
     preprocessor = make_preprocessor(checkpoint)
     enable_compile_cache()
@@ -68,11 +69,12 @@ def run(args: argparse.Namespace) -> int:
             choices.append(Choice(str(budget), kept, tokens, full))
     name = pathlib.PurePath(args.model).name
     heading = f"{name} · {pathlib.PurePath(args.image).name} · {picture.width} x {picture.height} px"
-    drawing = draw(image, preprocessor.config, choices, heading)
+    drawing = draw(image, preprocessor, choices, heading)
     _save(drawing, args.out)
     facts = {
         "out": str(args.out),
         "visual_tokens": full,
+        "overview": image.geometry.has_overview,
         "budgets": [_counts(choice, image.geometry) for choice in choices],
     }
     if args.json:
@@ -86,7 +88,6 @@ def load_tower(checkpoint: "Checkpoint", dtype: str | None, progress: Progress) 
     """An engine that can select tokens and nothing else: the decoder's layers, most of a model, are left out."""
     import jax.numpy as jnp
 
-    from vila_jax.hf.keys import canonical
     from vila_jax.hf.load import load_state
     from vila_jax.infer.engine import Engine
     from vila_jax.model import default_dtype
@@ -94,8 +95,9 @@ def load_tower(checkpoint: "Checkpoint", dtype: str | None, progress: Progress) 
     config = checkpoint.config
     decoder = dataclasses.replace(config.vlm.decoder, num_layers=0, sliding_windows=())
     config = dataclasses.replace(config, vlm=dataclasses.replace(config.vlm, decoder=decoder))
-    layers = "language_model.model.layers."
-    locations = {name: file for name, file in checkpoint.locations.items() if not canonical(name).startswith(layers)}
+    table, layers = checkpoint.table, "decoder.layers."
+    kept = [name for name in checkpoint.locations if not (table.from_hf(name) or "").startswith(layers)]
+    locations = {name: checkpoint.locations[name] for name in kept}
     checkpoint = dataclasses.replace(checkpoint, config=config, locations=locations)
     chosen = jnp.dtype(dtype or default_dtype())
     graphdef, state = load_state(checkpoint, dtype=chosen, on_tensor=progress.on_tensor)
@@ -112,7 +114,7 @@ def _counts(choice: Any, geometry: Any) -> dict[str, Any]:
 def _print(facts: dict[str, Any]) -> None:
     table = terminal.table(None, "budget", "tokens", "overview", "tiles")
     for row in facts["budgets"]:
-        overview, *tiles = row["kept_per_tile"]
+        overview, *tiles = row["kept_per_tile"] if facts["overview"] else ["—", *row["kept_per_tile"]]
         cells = (f"{row['kept']:,} of {facts['visual_tokens']:,}", str(overview), " ".join(map(str, tiles)) or "—")
         table.add_row(row["budget"], *cells)
     console = terminal.stdout()

@@ -145,7 +145,8 @@ def _ask(question: str, picture: Image.Image) -> list[dict[str, Any]]:
 
 def _overview_model(model: Model) -> Model:
     """The same model, which is shown every picture as one tile: the overview, and nothing else."""
+    assert isinstance(model.preprocessor, Preprocessor)
     config, tile = model.preprocessor.config, model.preprocessor.config.tile_size
     single = dataclasses.replace(config, pinpoints=None, size=(tile, tile), crop_size=None, pad_to_square=False)
     preprocessor = Preprocessor(single, model.preprocessor.patch_size)
-    return Model(model.checkpoint, model.engine, model.tokenizer, preprocessor, None, model.style)
+    return Model(model.checkpoint, model.engine, model.form, preprocessor, None, model.style)

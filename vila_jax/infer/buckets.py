@@ -4,8 +4,7 @@ Lengths of rows are rounded by `vila_jax.text.slots.bucket`.
 """
 
 import math
-
-from vila_jax.vision.geometry import TileGeometry
+from collections.abc import Sequence
 
 
 def count_bucket(count: int) -> int:
@@ -13,14 +12,14 @@ def count_bucket(count: int) -> int:
     return 1 << max(count - 1, 0).bit_length()
 
 
-def tile_bucket(geometries: list[TileGeometry], max_tiles: int) -> int:
-    """Tiles of all pictures of a batch.
+def tile_bucket(counts: Sequence[int], max_tiles: int) -> int:
+    """Tiles of all pictures of a batch, of which each has `counts[i]`.
 
     One picture is given the most tiles that the model cuts pictures into, so that all pictures share one program; for
     many, the real number is rounded up by at most a quarter.
     """
-    total = sum(geometry.num_tiles for geometry in geometries)
-    if len(geometries) == 1:
+    total = sum(counts)
+    if len(counts) == 1:
         return max(total, max_tiles)
     step = max(1, 1 << max((total - 1).bit_length() - 3, 0))
     return max(math.ceil(total / step) * step, max_tiles)

@@ -64,6 +64,17 @@ class Engine:
         logits, lengths = self.phases.logits(layout.prompts, self.phases.visual_tokens(layout.tiles))
         return np.asarray(logits[0])[: int(lengths[0])]
 
+    def embeddings(self, request: Request, *, budget: Budget | None) -> Float[np.ndarray, "T D"]:
+        """What the decoder reads: embeddings of text and visual tokens in one sequence."""
+        layout = self.planner.layout([request], budget, 0)
+        embedded, lengths = self.phases.embeddings(layout.prompts, self.phases.visual_tokens(layout.tiles))
+        return np.asarray(embedded[0], np.float32)[: int(lengths[0])]
+
+    def features(self, image: ProcessedImage) -> Float[np.ndarray, "P N Dv"]:
+        """What the tower says of every patch of a picture's own tiles."""
+        tiles = self.planner.tiles([image], None)
+        return np.asarray(self.phases.features(tiles), np.float32)[: len(image.pixels)]
+
     def selection(self, image: ProcessedImage, *, budget: Budget | None) -> Int[np.ndarray, " kept"]:
         """Flat indices (see `vila_jax.vision.geometry`) of the patches of a picture that become tokens, in token order.
 

@@ -12,7 +12,7 @@ from vila_jax.errors import BudgetError, ContextLengthError, PromptError
 from vila_jax.hf.config import ModelConfig
 from vila_jax.infer.buckets import count_bucket, tile_bucket
 from vila_jax.infer.prefill import Prompts
-from vila_jax.infer.vision import Pictures, Spec
+from vila_jax.infer.vision import Pictures, Scales, Spec
 from vila_jax.text.slots import bucket, expand, pad_batch
 from vila_jax.vision.geometry import TileGeometry
 from vila_jax.vision.preprocess import ProcessedImage
@@ -20,7 +20,10 @@ from vila_jax.vision.preprocess import ProcessedImage
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One tokenised prompt, with one placeholder id per picture, and its pictures in order."""
+    """One tokenised prompt and its pictures in order.
+
+    Every picture has as many placeholder ids in the prompt as `Planner.segments` says, mostly one.
+    """
 
     token_ids: Sequence[int]
     images: Sequence[ProcessedImage] = ()
@@ -46,11 +49,13 @@ class Tiles:
 
     Attributes:
       pixels: their tiles one after another, padded with black ones, `[R, 3, h, w]`.
+      scales: for models that see pictures at several scales, how blocks are put together from the tiles.
       pictures: with a budget, what is known of every picture.
       spec: the static part.
     """
 
     pixels: Float[np.ndarray, "R 3 h w"]
+    scales: Scales | None
     pictures: Pictures | None
     spec: Spec
 
@@ -76,10 +81,8 @@ class Planner:
 
     def __init__(self, config: ModelConfig, dtype: str, pad_id: int):
         self.config, self.dtype, self.pad_id = config, dtype, pad_id
-        vision = config.vlm.vision
-        self.tokens_per_tile = config.vlm.tokens_per_tile
-        grids = config.grid_pinpoints or ((0, 0),)
-        self.max_tiles = 1 + max((h // vision.image_size) * (w // vision.image_size) for h, w in grids)
+        self.tokens_per_tile = config.vlm.tokens_per_tile if config.pictures is None else config.pictures.cells**2
+        self.max_tiles, self.max_tower_tiles = config.max_tiles, config.max_tower_tiles
 
     def effective(self, budget: Budget | None) -> Budget | None:
         """The budget, or None where keeping everything is the same as having none.
@@ -89,7 +92,7 @@ class Planner:
         """
         if budget is None or budget.is_full:
             return None
-        if self.tokens_per_tile != self.config.vlm.vision.num_patches:
+        if self.config.vlm.keep_class_token and self.config.vlm.vision.has_class_token:
             raise BudgetError(
                 "a budget chooses among patches, and this model keeps the class token of the tower among its tokens",
                 where=f"budget {str(budget)!r}",
@@ -100,7 +103,20 @@ class Planner:
     def visual_count(self, geometry: TileGeometry, budget: Budget | None) -> int:
         """Visual tokens of a picture of this geometry, known before any pixel is read."""
         budget = self.effective(budget)
-        return len(self._order(geometry, 0)) if budget is None else total_tokens(budget, geometry)
+        if budget is not None:
+            return total_tokens(budget, geometry)
+        return sum(len(segment) for segment in self._segments(geometry, 0))
+
+    def segments(self, geometry: TileGeometry, budget: Budget | None) -> int:
+        """Placeholders that a picture has in a prompt: one, but for tiles that are written as a picture each."""
+        return len(self._segments(geometry, 0)) if self.effective(budget) is None else 1
+
+    def tower_tiles(self, geometry: TileGeometry) -> int:
+        """Tiles of a picture that the tower sees, all scales together."""
+        pictures = self.config.pictures
+        if pictures is None or not pictures.scales:
+            return geometry.num_tiles
+        return self.max_tower_tiles - (self.max_tiles - geometry.num_tiles)
 
     def layout(self, requests: Sequence[Request], budget: Budget | None, new_tokens: int) -> Layout:
         """Lays out a batch; its sizes are rounded up to buckets.
@@ -117,7 +133,7 @@ class Planner:
         sources = iter(self._sources([image.geometry for image in images], budget))
         rows, counts = [], []
         for request in requests:
-            own = [next(sources) for _ in request.images]
+            own = [segment for _ in request.images for segment in next(sources)]
             rows.append(expand(request.token_ids, self.config.image_token_id, own))
             full = sum(self.visual_count(image.geometry, None) for image in request.images)
             kept = sum(len(source) for source in own)
@@ -139,55 +155,83 @@ class Planner:
           BudgetError: the budget cannot be met.
         """
         geometries = [image.geometry for image in images]
-        pixels = np.concatenate([image.pixels for image in images])
-        missing = self._num_tiles(geometries) - len(pixels)
-        pixels = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), pixels.dtype)])
-        if budget is None:
-            return Tiles(pixels, None, Spec(self.config.vlm, self.dtype))
-        plans = [
-            make_plan(budget, image.geometry, self.max_tiles, zlib.crc32(image.pixels.tobytes())) for image in images
-        ]
         rows = count_bucket(len(images))
-        pictures = Pictures(self._tile_rows(geometries, rows), stack_plans(plans, rows))
-        return Tiles(pixels, pictures, Spec(self.config.vlm, self.dtype, budget, self._slots(budget)))
+        counts = [len(image.pixels) for image in images]
+        pixels = np.concatenate([image.pixels for image in images])
+        missing = tile_bucket(counts, self._most(counts, self.max_tower_tiles)) - len(pixels)
+        pixels = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), pixels.dtype)])
+        scales = self._scales(images, rows)
+        if budget is None:
+            return Tiles(pixels, scales, None, Spec(self.config.vlm, self.dtype))
+        most = self._most_tiles(geometries)
+        plans = [make_plan(budget, image.geometry, most, zlib.crc32(image.pixels.tobytes())) for image in images]
+        first = self._first_tiles(geometries)
+        tiles = _numbered(first, [geometry.num_tiles for geometry in geometries], (rows, most))
+        slots = self._slots(budget, geometries)
+        return Tiles(
+            pixels, scales, Pictures(tiles, stack_plans(plans, rows)), Spec(self.config.vlm, self.dtype, budget, slots)
+        )
 
-    def _num_tiles(self, geometries: list[TileGeometry]) -> int:
-        return tile_bucket(geometries, self.max_tiles)
+    def _scales(self, images: Sequence[ProcessedImage], rows: int) -> Scales | None:
+        """The tables of pictures that the tower sees at several scales, padded to common sizes."""
+        if self.config.vlm.num_scales == 1:
+            return None
+        counts = [len(image.pixels) for image in images]
+        tables = [image.scales.index for image in images if image.scales is not None]
+        assert len(tables) == len(images)
+        index = np.full((rows, self._most_tiles([i.geometry for i in images]), *tables[0].shape[1:]), -1, np.int32)
+        for i, table in enumerate(tables):
+            index[i, : len(table)] = table
+        shape = rows, self._most(counts, self.max_tower_tiles)
+        return Scales(_numbered(_running(counts), counts, shape), index)
 
-    def _slots(self, budget: Budget) -> int:
-        return capacity(budget, self.max_tiles, self.tokens_per_tile)
+    @staticmethod
+    def _most(counts: Sequence[int], maximum: int) -> int:
+        """Tiles reserved for a picture: as many as the model ever makes, or a single one where all make do with it."""
+        return maximum if max(counts) > 1 else 1
 
-    def _tile_rows(self, geometries: list[TileGeometry], rows: int) -> Int[np.ndarray, "I P"]:
-        """The tiles of every picture, as rows of the batch's tiles; unused entries are 0."""
-        index, first = np.zeros((rows, self.max_tiles), np.int32), 0
-        for i, geometry in enumerate(geometries):
-            index[i, : geometry.num_tiles] = first + np.arange(geometry.num_tiles)
-            first += geometry.num_tiles
-        return index
+    def _most_tiles(self, geometries: Sequence[TileGeometry]) -> int:
+        return self._most([geometry.num_tiles for geometry in geometries], self.max_tiles)
 
-    def _order(self, geometry: TileGeometry, newline: int) -> Int[np.ndarray, " tokens"]:
-        """Rows of a picture's own tiles in token order."""
-        if geometry.grid is None:
-            return np.arange(self.tokens_per_tile, dtype=np.int32)
-        return geometry.order_with_newlines(newline)
+    def _first_tiles(self, geometries: Sequence[TileGeometry]) -> Int[np.ndarray, " I"]:
+        """The row of every picture's first tile; blocks come in equal shares, as `compose` puts them together."""
+        if self.config.vlm.num_scales > 1:
+            return np.arange(len(geometries)) * self._most_tiles(geometries)
+        return _running([geometry.num_tiles for geometry in geometries])
 
-    def _sources(self, geometries: list[TileGeometry], budget: Budget | None) -> list[Int[np.ndarray, " tokens"]]:
-        """For every picture, the rows of the batch's table of visual tokens that it points to."""
+    def _num_rows(self, geometries: Sequence[TileGeometry]) -> int:
+        """Tiles (blocks) of the batch, padding included."""
+        most = self._most_tiles(geometries)
+        if self.config.vlm.num_scales > 1:
+            return count_bucket(len(geometries)) * most
+        return tile_bucket([geometry.num_tiles for geometry in geometries], most)
+
+    def _slots(self, budget: Budget, geometries: Sequence[TileGeometry]) -> int:
+        return capacity(budget, self._most_tiles(geometries), self.tokens_per_tile)
+
+    def _segments(self, geometry: TileGeometry, newline: int) -> list[Int[np.ndarray, " tokens"]]:
+        """Rows of a picture's own tiles in token order, one array per placeholder."""
+        if self.config.vlm.keep_class_token and self.config.vlm.vision.has_class_token:
+            return [np.arange(self.tokens_per_tile, dtype=np.int32)]  # a single tile: checked with the config
+        return geometry.segments(newline)
+
+    def _sources(self, geometries: list[TileGeometry], budget: Budget | None) -> list[list[Int[np.ndarray, " tokens"]]]:
+        """For every placeholder of every picture, the rows of the batch's table of visual tokens that it points to."""
         if not geometries:
             return []
         if budget is not None:
-            slots = self._slots(budget)
-            return [
-                i * slots + np.arange(total_tokens(budget, geometry), dtype=np.int32)
-                for i, geometry in enumerate(geometries)
+            slots = self._slots(budget, geometries)
+            totals = [total_tokens(budget, geometry) for geometry in geometries]
+            return [[i * slots + np.arange(total, dtype=np.int32)] for i, total in enumerate(totals)]
+        newline = self._num_rows(geometries) * self.tokens_per_tile
+        firsts = self._first_tiles(geometries) * self.tokens_per_tile
+        return [
+            [
+                np.where(segment == newline, newline, segment + first).astype(np.int32)
+                for segment in self._segments(geometry, newline)
             ]
-        newline = self._num_tiles(geometries) * self.tokens_per_tile
-        sources, first = [], 0
-        for geometry in geometries:
-            order = self._order(geometry, newline)
-            sources.append(np.where(order == newline, newline, order + first * self.tokens_per_tile).astype(np.int32))
-            first += geometry.num_tiles
-        return sources
+            for geometry, first in zip(geometries, firsts, strict=True)
+        ]
 
     def _check_lengths(self, counts: list[Counts], new_tokens: int) -> None:
         limit = self.config.context_length
@@ -202,3 +246,16 @@ class Planner:
                     where=where,
                     fix="Shorten the prompt, ask for fewer new tokens, use fewer pictures, or a smaller budget.",
                 )
+
+
+def _numbered(firsts: Int[np.ndarray, " I"], counts: Sequence[int], shape: tuple[int, int]) -> Int[np.ndarray, "I P"]:
+    """Row `i` counts from `firsts[i]`, `counts[i]` entries of it; the others are 0."""
+    table = np.zeros(shape, np.int32)
+    for row, first, count in zip(table, firsts, counts, strict=False):
+        row[:count] = first + np.arange(count)
+    return table
+
+
+def _running(counts: Sequence[int]) -> Int[np.ndarray, " I"]:
+    """Where each of the things begins that follow one another in these numbers."""
+    return np.cumsum([0, *counts[:-1]])

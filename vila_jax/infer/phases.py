@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vila_jax.budgets import Selection
 from vila_jax.infer.decode import Progress, decode_chunk
 from vila_jax.infer.layout import Layout, Tiles
-from vila_jax.infer.prefill import Prompts, prefill, prompt_logits
+from vila_jax.infer.prefill import Prompts, prefill, prompt_embeddings, prompt_logits
 from vila_jax.infer.programs import Programs
 from vila_jax.infer.sampler import Sampler
 from vila_jax.infer.vision import Encoded, VisualTokens, encode_tiles, selection, visual_tokens
@@ -35,11 +35,25 @@ class Phases:
         if tiles is None:
             return None
         encoded = self._encode(tiles)
-        return self.programs.call("visual tokens", visual_tokens, encoded, tiles.pictures, spec=tiles.spec)
+        return self.programs.call(
+            "visual tokens", visual_tokens, encoded, tiles.scales, tiles.pictures, spec=tiles.spec
+        )
 
     def selection(self, tiles: Tiles) -> Selection:
         """The patches that the budget keeps."""
-        return self.programs.call("selection", selection, self._encode(tiles), tiles.pictures, spec=tiles.spec)
+        return self.programs.call(
+            "selection", selection, self._encode(tiles), tiles.scales, tiles.pictures, spec=tiles.spec
+        )
+
+    def features(self, tiles: Tiles) -> Float[Array, "R N Dv"]:
+        """What the tower says of the patches of all tiles."""
+        return self._encode(tiles).features
+
+    def embeddings(
+        self, prompts: Prompts, visual: VisualTokens | None
+    ) -> tuple[Float[Array, "B T D"], Int[Array, " B"]]:
+        """What the decoder reads of the prompts, and their lengths."""
+        return self.programs.call("embeddings", prompt_embeddings, prompts, visual)
 
     def logits(self, prompts: Prompts, visual: VisualTokens | None) -> tuple[Float[Array, "B T C"], Int[Array, " B"]]:
         """Logits at every position of the prompts, and their lengths."""

@@ -92,6 +92,14 @@ def prefill(
     return advance(progress, sampler(model.decoder.logits(last), none), end_tokens)
 
 
+def prompt_embeddings(
+    graphdef: nnx.GraphDef, state: nnx.State, prompts: Prompts, visual: VisualTokens | None
+) -> tuple[Float[Array, "B T D"], Int[Array, " B"]]:
+    """Embeddings of the spliced prompts, and the length of every row."""
+    embedded, _, lengths = embed(nnx.merge(graphdef, state), prompts, visual)
+    return embedded, lengths
+
+
 def prompt_logits(
     graphdef: nnx.GraphDef, state: nnx.State, prompts: Prompts, visual: VisualTokens | None
 ) -> tuple[Float[Array, "B T C"], Int[Array, " B"]]:

@@ -4,7 +4,10 @@ Two programs, because they vary with different things: the tower, by far the slo
 budgets and prompts, and neither knows anything of the text.
 
     encode_tiles    pixels -> features of every patch, and what the budget scores with     per number of tiles
-    visual_tokens   select, project                                                        per budget
+    visual_tokens   put scales together, merge windows, select, project                    per budget
+
+A projector that merges windows of patches makes *cells* of them, one visual token each; without one a cell is a patch.
+Budgets choose among cells.
 
 What varies from picture to picture (tiles, padding, order of the tokens) enters as arrays and compiles nothing.
 """
@@ -19,6 +22,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vila_jax.budgets import Budget, Plan, Selection, required_intermediates, select_tokens
 from vila_jax.nn.config import VLMConfig
+from vila_jax.nn.projector import pool_windows
+from vila_jax.nn.scales import compose, compose_scores
 from vila_jax.nn.vit import Intermediates
 
 
@@ -51,11 +56,23 @@ class Spec:
         return tuple(dict.fromkeys(self.roles.values()))
 
 
+class Scales(NamedTuple):
+    """How the blocks of every picture are put together from the tower's tiles (NumPy or JAX arrays).
+
+    Attributes:
+      tiles: the tower's tiles of every picture, as rows of the batch's, `[I, Q]`.
+      index: see `vila_jax.nn.scales`, `[I, B, P, S, W]`.
+    """
+
+    tiles: Int[Any, "I Q"]
+    index: Int[Any, "I B P S W"]
+
+
 class Pictures(NamedTuple):
     """With a budget, what is known of every picture of a batch beforehand (NumPy or JAX arrays).
 
     Attributes:
-      tiles: the tiles of every picture, as rows of the batch's tiles, `[I, P]`.
+      tiles: the tiles (with scales, the blocks) of every picture, as rows of the batch's, `[I, P]`.
       plan: stacked plans.
     """
 
@@ -93,38 +110,62 @@ def encode_tiles(
     return jax.tree.map(lambda x: x[:, 0], by_tile)
 
 
+def block_features(encoded: Encoded, scales: Scales | None) -> Float[Array, "R N Dv"]:
+    """What the projector reads: the features of the tiles, or of the blocks of all pictures put together from them."""
+    if scales is None:
+        return encoded.features
+    blocks = compose(encoded.features, scales.tiles, scales.index)
+    return blocks.reshape(-1, *blocks.shape[2:])
+
+
 def visual_tokens(
-    graphdef: nnx.GraphDef, state: nnx.State, encoded: Encoded, pictures: Pictures | None, *, spec: Spec
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    encoded: Encoded,
+    scales: Scales | None,
+    pictures: Pictures | None,
+    *,
+    spec: Spec,
 ) -> VisualTokens:
     """Selects and projects.
 
-    All tokens:     tile after tile, `R x N` rows, then the newline (if the model has one).
-    With a budget:  picture after picture, `I x K` rows. Tokens are chosen before the projector, which maps every
-                    token by itself, so that the result is the same and only the chosen ones are projected.
+    All tokens:     tile after tile (block after block), `R x M` rows, then the newline (if the model has one).
+    With a budget:  picture after picture, `I x K` rows. Cells are chosen before they are projected, each by itself, so
+                    that the result is the same and only the chosen ones are projected.
     """
     model = nnx.merge(graphdef, state)
+    cells = model.merge(block_features(encoded, scales))
     if pictures is None:
-        visual = model.project(encoded.features)
+        visual = model.project(cells)
         return VisualTokens(model.with_newline(visual.reshape(-1, visual.shape[-1])), None)
-    chosen = select(encoded, pictures, spec)
-    index, patches = jnp.maximum(chosen.indices, 0), encoded.features.shape[1]
-    tile = jnp.take_along_axis(pictures.tiles, index // patches, axis=1)
-    visual = model.project(encoded.features[tile, index % patches])
+    chosen = select(encoded, scales, pictures, spec)
+    index, per_tile = jnp.maximum(chosen.indices, 0), cells.shape[1]
+    tile = jnp.take_along_axis(pictures.tiles, index // per_tile, axis=1)
+    visual = model.project(cells[tile, index % per_tile])
     return VisualTokens(visual.reshape(-1, visual.shape[-1]), chosen.valid.reshape(-1))
 
 
 def selection(
-    graphdef: nnx.GraphDef, state: nnx.State, encoded: Encoded, pictures: Pictures, *, spec: Spec
+    graphdef: nnx.GraphDef, state: nnx.State, encoded: Encoded, scales: Scales | None, pictures: Pictures, *, spec: Spec
 ) -> Selection:
-    """The patches of every picture that the budget keeps; reads no weights."""
+    """The cells of every picture that the budget keeps; reads no weights."""
     del graphdef, state
-    return select(encoded, pictures, spec)
+    return select(encoded, scales, pictures, spec)
 
 
-def select(encoded: Encoded, pictures: Pictures, spec: Spec) -> Selection:
-    """The patches of every picture that the budget keeps, by attention summed over heads."""
+def select(encoded: Encoded, scales: Scales | None, pictures: Pictures, spec: Spec) -> Selection:
+    """The cells of every picture that the budget keeps, by attention summed over heads and over a cell's patches."""
     assert spec.budget is not None
     by_picture = {
-        role: jnp.sum(encoded.intermediates[name], axis=1)[pictures.tiles] for role, name in spec.roles.items()
+        role: _cell_scores(encoded.intermediates[name], scales, spec.config.projector.window)[pictures.tiles]
+        for role, name in spec.roles.items()
     }
     return select_tokens(spec.budget, by_picture, pictures.plan, spec.slots)
+
+
+def _cell_scores(scores: Float[Array, "R N P"], scales: Scales | None, window: int) -> Float[Array, "Q M"]:
+    """Scores of patches by head -> of cells of the tiles (with scales, of the `Q` blocks)."""
+    if scales is not None:
+        blocks = compose_scores(scores, scales.tiles, scales.index)
+        scores = blocks.reshape(-1, *blocks.shape[2:])
+    return pool_windows(jnp.sum(scores, axis=1), window)
