@@ -7,10 +7,17 @@ import warnings
 from types import ModuleType
 
 import vila_jax
-from vila_jax.cli import ask, demo, doctor, exits, inspect, terminal, tokens
+from vila_jax.cli import ask, convert, demo, doctor, exits, inspect, terminal, tokens
 from vila_jax.heap import keep_freed_memory
 
-COMMANDS: dict[str, ModuleType] = {"demo": demo, "ask": ask, "inspect": inspect, "tokens": tokens, "doctor": doctor}
+COMMANDS: dict[str, ModuleType] = {
+    "demo": demo,
+    "ask": ask,
+    "inspect": inspect,
+    "tokens": tokens,
+    "convert": convert,
+    "doctor": doctor,
+}
 
 _DESCRIPTION = "Vision-language models in JAX, with visual tokens as a static budget."
 _EXAMPLES = """\

@@ -32,9 +32,9 @@ class Progress:
         columns = (bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.TimeElapsedColumn())
         self._show(text, columns, None)
 
-    def on_tensor(self, name: str, done: int, total: int) -> None:
-        """Shows how far the reading of weights is; for `vila_jax.from_pretrained`."""
-        text = f"loading {_short(name):<44}"
+    def on_tensor(self, name: str, done: int, total: int, verb: str = "loading") -> None:
+        """Shows how far the reading of weights is, for `vila_jax.from_pretrained`; or what else is done with them."""
+        text = f"{verb} {_short(name):<44}"
         if self._shown is None or self._shown.tasks[0].total != total:
             columns = (
                 bars.SpinnerColumn(),

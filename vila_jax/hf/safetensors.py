@@ -1,8 +1,8 @@
 """Reading of safetensors files, header first, then one tensor or one slice of it at a time.
 
 Why not the `safetensors` library: its NumPy reader knows no bfloat16, it reads local files only, and it maps the whole
-file, so that every page read stays in the process until the file is closed. Files are written with the library
-(`vila_jax.hf.save`).
+file, so that every page read stays in the process until the file is closed. Files are written by
+`vila_jax.hf.out_tensor` piece by piece, and with the library by `vila_jax.hf.save`.
 
     | 8 bytes: N, little endian | N bytes of JSON: name -> dtype, shape, data_offsets | tensors, no gaps |
 
@@ -20,7 +20,7 @@ from etils import epath
 
 from vila_jax.errors import CheckpointError
 
-_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _MAX_HEADER = 100_000_000
 _DAMAGED = "Download or export the file again."
 
@@ -73,13 +73,13 @@ class Shard:
           CheckpointError: it is not a floating type that models are published in.
         """
         dtype = self.tensors[name].dtype
-        if dtype not in _DTYPES:
+        if dtype not in DTYPES:
             raise CheckpointError(
                 f"tensor {name} has dtype {dtype}, which is not supported",
                 where=str(self.path),
-                fix=f"Supported: {', '.join(_DTYPES)}; quantized checkpoints have to be dequantized first.",
+                fix=f"Supported: {', '.join(DTYPES)}; quantized checkpoints have to be dequantized first.",
             )
-        return _DTYPES[dtype]
+        return DTYPES[dtype]
 
 
 def _fill(file: BinaryIO, buffer: np.ndarray, path: epath.Path) -> None:
@@ -134,8 +134,8 @@ def _tensor_info(path: epath.Path, name: str, entry: Any, data_start: int) -> Te
         raise _damaged(path, f"entry of tensor {name} lacks dtype, shape or two data_offsets") from None
     if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in (*shape, begin, end)) or end < begin:
         raise _damaged(path, f"entry of tensor {name} has an impossible dtype, shape or offset")
-    if dtype in _DTYPES and math.prod(shape) * _DTYPES[dtype].itemsize != end - begin:
-        expected = math.prod(shape) * _DTYPES[dtype].itemsize
+    if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
+        expected = math.prod(shape) * DTYPES[dtype].itemsize
         raise _damaged(path, f"tensor {name} of shape {list(shape)} needs {expected} bytes, but has {end - begin}")
     return TensorInfo(dtype, shape, data_start + begin, data_start + end)
 

@@ -1,0 +1,153 @@
+"""Tensors on their way into safetensors files, one at a time: a file is never in memory as a whole.
+
+What is copied as it is travels in pieces of a few megabytes; what is changed on the way is in memory while it is.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from etils import epath
+
+from vila_jax.errors import CheckpointError
+from vila_jax.hf.files import INDEX, SINGLE
+from vila_jax.hf.safetensors import DTYPES, Shard
+
+CODES = {dtype.name: code for code, dtype in DTYPES.items()}
+"""NumPy's name of a dtype -> that of safetensors."""
+
+_PIECE = 16 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class OutTensor:
+    """One tensor to write.
+
+    Attributes:
+      name: in the target.
+      dtype: as safetensors calls it.
+      shape: as written.
+      shard, source_name: where it comes from.
+      read: makes its values, of any floating dtype; None if they are the bytes of the source.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: Shard
+    source_name: str
+    read: Callable[[], np.ndarray] | None = None
+
+    @classmethod
+    def copy(cls, shard: Shard, name: str) -> "OutTensor":
+        """The tensor as it lies in its file."""
+        info = shard.tensors[name]
+        return cls(name, info.dtype, info.shape, shard, name)
+
+    @property
+    def itemsize(self) -> int:
+        info = self.shard.tensors[self.source_name]
+        known = DTYPES.get(self.dtype)
+        return info.nbytes // max(math.prod(info.shape), 1) if known is None else known.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.itemsize
+
+    def values(self) -> np.ndarray:
+        """Its values before the dtype is changed."""
+        return self.shard.read(self.source_name) if self.read is None else self.read()
+
+    def edited(self, edit: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...] | None = None) -> "OutTensor":
+        """The tensor with its values changed by `edit`, and its shape if that changes too."""
+        return dataclasses.replace(self, shape=shape or self.shape, read=lambda: edit(self.values()))
+
+    def as_dtype(self, name: str | None) -> "OutTensor":
+        """The tensor in another dtype; None keeps it, and what is no floating type is always kept."""
+        if name is None or self.dtype not in DTYPES or self.dtype == CODES[name]:
+            return self
+        return dataclasses.replace(self, dtype=CODES[name], read=self.values)
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Its bytes as written."""
+        if self.read is None:
+            yield from self._copied()
+            return
+        array = self.values()
+        if array.shape != self.shape:
+            raise CheckpointError(f"expected shape {self.shape}, got {array.shape}", where=self.name)
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(array, DTYPES[self.dtype])
+        if self.dtype == "F16" and not np.isfinite(stored).all() and np.isfinite(array).all():
+            raise CheckpointError(
+                "it holds numbers that float16 cannot", where=self.name, fix="Write bfloat16 or float32."
+            )
+        yield stored.reshape(-1).view(np.uint8).data
+
+    def _copied(self) -> Iterator[bytes]:
+        left = self.shard.tensors[self.source_name].nbytes
+        with self.shard.path.open("rb") as file:
+            file.seek(self.shard.tensors[self.source_name].start)
+            while left:
+                piece = file.read(min(_PIECE, left))
+                if not piece:
+                    raise CheckpointError("the file has shrunk while it was read", where=str(self.shard.path))
+                left -= len(piece)
+                yield piece
+
+
+def plan_files(tensors: Iterable[OutTensor], max_bytes: int) -> dict[str, list[OutTensor]]:
+    """Which file holds which tensors, in their order: one file, or numbered ones of at most `max_bytes`.
+
+    Only a tensor that is larger by itself makes a larger file.
+    """
+    groups: list[list[OutTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if groups[-1] and size + tensor.nbytes > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += tensor.nbytes
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, start=1)}
+
+
+def index_file(files: dict[str, list[OutTensor]]) -> dict[str, bytes]:
+    """The index of several files; a single one needs none."""
+    if len(files) == 1:
+        return {}
+    weight_map = {tensor.name: file for file, tensors in files.items() for tensor in tensors}
+    total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors)
+    return {INDEX: json_bytes({"metadata": {"total_size": total}, "weight_map": weight_map})}
+
+
+def json_bytes(value: dict) -> bytes:
+    """A JSON file as transformers writes it."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def write_file(path: epath.Path, tensors: Iterable[OutTensor], on_tensor: Callable[[OutTensor], None]) -> None:
+    """Writes one safetensors file; `on_tensor` is called after each tensor."""
+    tensors = sorted(tensors, key=lambda tensor: -tensor.itemsize)  # so that each is aligned to its dtype
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for tensor in tensors:
+        offsets = [position, position + tensor.nbytes]
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        position += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            for piece in tensor.pieces():
+                file.write(piece)
+            on_tensor(tensor)
+        file.flush()
+        if "://" not in str(path):
+            os.fsync(file.fileno())  # before its name says that it is complete
