@@ -93,7 +93,8 @@ def write_checkpoint(folder: pathlib.Path, config: dict[str, Any] = CONFIG, shar
 
 
 def _write_shards(folder: pathlib.Path, shapes: dict[str, tuple[int, ...]], count: int) -> None:
-    rng, weight_map = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    weight_map: dict[str, str] = {}
     groups: list[list[str]] = [[] for _ in range(count)]
     sizes = [0] * count
     for name in sorted(shapes, key=lambda name: -int(np.prod(shapes[name]))):
