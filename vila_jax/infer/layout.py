@@ -248,7 +248,9 @@ class Planner:
                 )
 
 
-def _numbered(firsts: Int[np.ndarray, " I"], counts: Sequence[int], shape: tuple[int, int]) -> Int[np.ndarray, "I P"]:
+def _numbered(
+    firsts: Int[np.ndarray, " I"], counts: Sequence[int], shape: tuple[int, int]
+) -> Int[np.ndarray, "rows P"]:
     """Row `i` counts from `firsts[i]`, `counts[i]` entries of it; the others are 0."""
     table = np.zeros(shape, np.int32)
     for row, first, count in zip(table, firsts, counts, strict=False):
