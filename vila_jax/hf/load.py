@@ -19,7 +19,7 @@ from vila_jax.dist.rules import ShardingRules, sharding_for
 from vila_jax.errors import CheckpointError
 from vila_jax.hf.checkpoint import Checkpoint
 from vila_jax.hf.files import name_list
-from vila_jax.hf.safetensors import Shard
+from vila_jax.hf.safetensors import Shard, aligned_empty
 from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.params import abstract, dotted, logical_axes
 from vila_jax.nn.positions import resize_positions_bicubic, resize_positions_linear
@@ -118,7 +118,12 @@ def _place(source: Source, shape: tuple[int, ...], dtype: np.dtype, sharding: Na
     @functools.cache  # devices that hold copies of the same part share one read
     def part(index: tuple[tuple[int | None, int | None], ...]) -> np.ndarray:
         slices = tuple(slice(start, stop) for start, stop in index)
-        return source.read(slices).astype(dtype, copy=False)
+        stored = source.read(slices)
+        if stored.dtype == dtype:
+            return stored
+        cast = aligned_empty(stored.shape, dtype)
+        cast[...] = stored
+        return cast
 
     if sharding is None:
         return jax.device_put(part(()))

@@ -22,6 +22,7 @@ from vila_jax.errors import CheckpointError
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _MAX_HEADER = 100_000_000
+_ALIGNMENT = 64  # bytes
 _DAMAGED = "Download or export the file again."
 
 
@@ -59,7 +60,7 @@ class Shard:
         index = index or (slice(None),) * len(info.shape)
         first, last, _ = index[0].indices(info.shape[0]) if index else (0, 1, 1)
         row_bytes = math.prod(info.shape[1:]) * dtype.itemsize
-        buffer = np.empty((last - first, *info.shape[1:]) if index else (), dtype)
+        buffer = aligned_empty((last - first, *info.shape[1:]) if index else (), dtype)
         with self.path.open("rb") as file:
             file.seek(info.start + first * row_bytes)
             _fill(file, buffer, self.path)
@@ -80,6 +81,14 @@ class Shard:
                 fix=f"Supported: {', '.join(DTYPES)}; quantized checkpoints have to be dequantized first.",
             )
         return DTYPES[dtype]
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """As `np.empty`, at an address that XLA's CPU backend takes over as it is, where it would copy any other."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _fill(file: BinaryIO, buffer: np.ndarray, path: epath.Path) -> None:
