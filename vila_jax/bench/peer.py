@@ -25,6 +25,7 @@ from PIL import Image
 from rich.console import Console
 
 import vila_jax
+from vila_jax.heap import keep_freed_memory
 
 console = Console(stderr=True)
 
@@ -209,6 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, help="also write the page there")
     args = parser.parse_args(argv)
+    keep_freed_memory()  # for both sides, as our programs do
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8))
     with tempfile.TemporaryDirectory() as temporary:
