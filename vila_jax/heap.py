@@ -1,8 +1,9 @@
 """Memory of the host's heap.
 
 XLA's CPU programs allocate their temporaries anew at every call. glibc hands large blocks back to the kernel as soon as
-they are freed, so that every call faults all of its pages in again: in a virtual machine that took more than half of a
-training step (1.6 s against 0.6 s on 2 cores).
+they are freed, so that every call faults all of its pages in again. In a virtual machine of 2 cores that took up to
+two thirds of the CPU time of training; the first steps with such settings (by environment variables of glibc) took
+0.6 s instead of 1.6 s, later ones more again. Inference on a CPU was not made faster.
 """
 
 import ctypes

@@ -13,6 +13,7 @@ A picture has one placeholder for each of its visual segments: one, but for the 
 Sources: VILA `llava/mm_utils.py`, `llava/utils/media.py`, `llava/utils/tokenizer.py`, `llava/model/llava_arch.py`.
 """
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -159,7 +160,7 @@ class PromptForm:
 
 
 @dataclasses.dataclass(frozen=True)
-class VilaForm(PromptForm):
+class VilaForm(PromptForm, abc.ABC):
     """What VILA's conventions share: pictures stand where the user puts them, and a chosen style goes before the
     checkpoint's own template."""
 
@@ -170,9 +171,9 @@ class VilaForm(PromptForm):
             return self._render_own_template(flat, go)
         return render_style(flat, style, add_generation_prompt=go)
 
+    @abc.abstractmethod
     def _texts(self, messages: Sequence[messages_lib.Message], style: Style | None) -> list[str]:
         """The contents of checked messages as texts."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
