@@ -77,6 +77,23 @@ def test_causal(window, lengths, queries, offset):
     compare(*arrays(queries, 11, 2), causal=True, window=window, lengths=lengths, offset=offset)
 
 
+@pytest.mark.parametrize("window", [None, 70, 300])
+@pytest.mark.parametrize("lengths", [None, np.array([131, 40])], ids=["all keys", "lengths"])
+@pytest.mark.parametrize("length", [127, 128, 130, 300])
+def test_long_prompts_are_read_in_blocks(window, lengths, length):
+    compare(*arrays(length, length, 2), causal=True, window=window, lengths=lengths)
+
+
+def test_blocks_leave_out_keys_that_no_query_sees():
+    q, k, v = (jnp.asarray(x) for x in arrays(512, 512, 2))
+    run = jax.jit(functools.partial(attention, causal=True, implementation="xla"))
+    whole = jax.jit(functools.partial(attention, implementation="xla"))
+    blocks, all_keys = (
+        f.lower(q, k.swapaxes(1, 2), v.swapaxes(1, 2)).compile().cost_analysis()["flops"] for f in (run, whole)
+    )
+    assert blocks < 0.7 * all_keys
+
+
 @pytest.mark.parametrize("kv_heads", [6, 3, 1])
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all keys", "lengths"])
 @pytest.mark.parametrize("queries", [11, 4])

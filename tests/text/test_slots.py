@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vila_jax.errors import ContextLengthError, PromptError
-from vila_jax.text.slots import bucket, buckets, expand, pad_batch
+from vila_jax.text.slots import cache_bucket, cache_buckets, expand, pad_batch, prompt_bucket
 
 IMAGE = 7
 
@@ -65,16 +65,33 @@ def test_rows_that_do_not_fit():
         pad_batch(rows, length=3, batch=1, pad_id=0)
 
 
-def test_buckets():
-    assert buckets(2000) == (64, 128, 192, 256, 320, 448, 576, 768, 960, 1216, 1536, 1920, 2000)
-    assert buckets(50) == (50,) and buckets(64) == (64,) and buckets(65) == (64, 65)
+def test_prompt_buckets():
+    assert [prompt_bucket(n, 4096) for n in (0, 1, 32, 33, 588, 1024, 1025, 2049)] == [
+        *(32, 32, 32, 64, 608, 1024, 1088, 2176)
+    ]
+    assert prompt_bucket(40, 50) == 50 and prompt_bucket(50, 50) == 50
 
 
 @given(st.integers(1, 40_000), st.data())
-def test_any_length_falls_into_the_smallest_bucket(maximum, data):
+def test_a_prompt_is_padded_little(maximum, data):
     n = data.draw(st.integers(0, maximum))
-    size = bucket(n, maximum)
-    sizes = buckets(maximum)
+    size = prompt_bucket(n, maximum)
+    assert n <= size <= maximum and size <= max(n + 31, n * 17 / 16 + 1, 32)
+    assert size % 32 == 0 or size == maximum
+    assert prompt_bucket(size, maximum) == size
+    assert cache_bucket(n, maximum) >= size or maximum == size
+
+
+def test_cache_buckets():
+    assert cache_buckets(2000) == (64, 128, 192, 256, 320, 448, 576, 768, 960, 1216, 1536, 1920, 2000)
+    assert cache_buckets(50) == (50,) and cache_buckets(64) == (64,) and cache_buckets(65) == (64, 65)
+
+
+@given(st.integers(1, 40_000), st.data())
+def test_any_length_falls_into_the_smallest_cache(maximum, data):
+    n = data.draw(st.integers(0, maximum))
+    size = cache_bucket(n, maximum)
+    sizes = cache_buckets(maximum)
     assert n <= size <= maximum and not any(n <= other < size for other in sizes)
     assert size <= max(64, n + 64, 1.25 * n + 64)
     assert list(sizes) == sorted(set(sizes)) and all(other % 64 == 0 for other in sizes[:-1])
@@ -82,4 +99,6 @@ def test_any_length_falls_into_the_smallest_bucket(maximum, data):
 
 def test_a_text_that_is_too_long():
     with pytest.raises(ContextLengthError, match="has 513 tokens, and at most 512 fit"):
-        bucket(513, 512)
+        cache_bucket(513, 512)
+    with pytest.raises(ContextLengthError, match="has 513 tokens, and at most 512 fit"):
+        prompt_bucket(513, 512)

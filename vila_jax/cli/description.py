@@ -15,7 +15,7 @@ from vila_jax.hf.load import match_tensors
 from vila_jax.infer.buckets import count_bucket, tile_bucket
 from vila_jax.infer.layout import Planner
 from vila_jax.nn.attention import choose_implementation
-from vila_jax.text.slots import bucket
+from vila_jax.text.slots import cache_bucket, prompt_bucket
 from vila_jax.text.styles import STYLES
 from vila_jax.text.vila_styles import VILA_STYLES
 from vila_jax.vision.geometry import TileGeometry
@@ -221,8 +221,8 @@ def memory_plans(checkpoint: Checkpoint, budgets: list[Budget | None], batch: in
                 itemsize=dtype.itemsize,
                 batch=rows,
                 tiles=tiles,
-                prompt=bucket(prompt, config.context_length),
-                cache_length=bucket(prompt + NEW_TOKENS, config.context_length),
+                prompt=prompt_bucket(prompt, config.context_length),
+                cache_length=cache_bucket(prompt + NEW_TOKENS, config.context_length),
                 flash=flash,
             )
             work = flops.prefill_flops(vlm, planner.tower_tiles(geometry), visual, TEXT_TOKENS)

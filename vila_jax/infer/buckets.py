@@ -1,6 +1,6 @@
 """Static sizes: numbers that vary from request to request are rounded up to one of a few, each compiled once.
 
-Lengths of rows are rounded by `vila_jax.text.slots.bucket`.
+Lengths of rows are rounded by `vila_jax.text.slots`.
 """
 
 import math

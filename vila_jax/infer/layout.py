@@ -13,7 +13,7 @@ from vila_jax.hf.config import ModelConfig
 from vila_jax.infer.buckets import count_bucket, tile_bucket
 from vila_jax.infer.prefill import Prompts
 from vila_jax.infer.vision import Pictures, Scales, Spec
-from vila_jax.text.slots import bucket, expand, pad_batch
+from vila_jax.text.slots import cache_bucket, expand, pad_batch, prompt_bucket
 from vila_jax.vision.geometry import TileGeometry
 from vila_jax.vision.preprocess import ProcessedImage
 
@@ -140,12 +140,12 @@ class Planner:
             counts.append(Counts(text=len(rows[-1][0]) - kept, visual_full=full, visual_kept=kept))
         self._check_lengths(counts, new_tokens)
         limit, longest = self.config.context_length, max(count.prompt for count in counts)
-        padded = pad_batch(rows, bucket(longest, limit), count_bucket(len(rows)), self.pad_id)
+        padded = pad_batch(rows, prompt_bucket(longest, limit), count_bucket(len(rows)), self.pad_id)
         return Layout(
             prompts=Prompts(padded.token_ids, padded.source, padded.lengths),
             tiles=self.tiles(images, budget) if images else None,
             counts=counts,
-            cache_length=bucket(longest + new_tokens, limit),
+            cache_length=cache_bucket(longest + new_tokens, limit),
         )
 
     def tiles(self, images: Sequence[ProcessedImage], budget: Budget | None) -> Tiles:

@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 Implementation = Literal["xla", "cudnn"]
 
+_MIN_BLOCK = 64  # queries
+
 _MASKED = -1e30  # not -inf: a row without any visible key must give numbers, not NaN
 
 
@@ -69,10 +71,44 @@ def attention(
             local_window_size=None if window is None else (window - 1, 0),
             implementation="cudnn",
         )
+    if causal and plain and q.shape[1] == k.shape[-2] and q.shape[1] >= 2 * _MIN_BLOCK:
+        return _causal_blocks(q, k, v, lengths, window)
     visible = _visible(
         q.shape[1], k.shape[-2], causal=causal, lengths=lengths, offset=offset, window=window, segments=segments
     )
     return _xla_attention(q, k, v, visible)
+
+
+def _causal_blocks(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K T H"],
+    v: Float[Array, "B K T H"],
+    lengths: Int[Array, " B"] | None,
+    window: int | None,
+) -> Float[Array, "B T N H"]:
+    """Causal attention in blocks of queries, each of which reads only the keys before its end.
+
+    Four blocks leave out three eighths of the products and of the softmax, and a block's scores stay in the cache of
+    the processor.
+    """
+    queries = q.shape[1]
+    size = max(_MIN_BLOCK, -(-queries // (4 * 64)) * 64)
+    blocks = []
+    for start in range(0, queries, size):
+        end = min(queries, start + size)
+        first = 0 if window is None else max(0, start - window + 1)
+        offset = jnp.full(q.shape[0], start - first, jnp.int32)
+        visible = _visible(
+            end - start,
+            end - first,
+            causal=True,
+            lengths=None if lengths is None else lengths - first,
+            offset=offset,
+            window=window,
+            segments=None,
+        )
+        blocks.append(_xla_attention(q[:, start:end], k[:, :, first:end], v[:, :, first:end], visible))
+    return jnp.concatenate(blocks, axis=1)
 
 
 def _xla_attention(

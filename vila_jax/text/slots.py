@@ -110,16 +110,28 @@ def pad_batch(
     return PromptBatch(token_ids, sources, np.array(lengths + [1] * (batch - len(rows)), dtype=np.int32))
 
 
-def buckets(maximum: int) -> tuple[int, ...]:
-    """The lengths that text is padded to: steps of 64 up to 256, then about x 1.25 in multiples of 64.
+def prompt_bucket(n: int, maximum: int) -> int:
+    """The length that a prompt of `n` tokens is padded to, visual tokens included.
 
-    A compiled function serves one bucket, so that few of them serve all prompts, and padding costs at most about a
-    quarter. Images need no buckets: their length is the budget's.
+    Multiples of 32, of 64 beyond 1024, 128 beyond 2048, and so on: every position of padding costs as much as a token,
+    and beyond 512 there is at most a sixteenth of it. A compiled prefill serves one such length.
 
     Args:
       maximum: the last bucket, of any value >= 1.
-    """
 
+    Raises:
+      ContextLengthError: `n` exceeds `maximum`.
+    """
+    _check(n, maximum)
+    step = max(32, 1 << max((n - 1).bit_length() - 5, 0))
+    return min(max(1, -(-n // step)) * step, maximum)
+
+
+def cache_buckets(maximum: int) -> tuple[int, ...]:
+    """The lengths that caches have: steps of 64 up to 256, then about x 1.25 in multiples of 64.
+
+    Fewer than of prompts: a decode step reads the padding of its cache, which is little beside the weights.
+    """
     sizes, size = [], 64
     while size < maximum:
         sizes.append(size)
@@ -127,14 +139,18 @@ def buckets(maximum: int) -> tuple[int, ...]:
     return (*sizes, maximum)
 
 
-def bucket(n: int, maximum: int) -> int:
-    """The smallest bucket that holds `n` tokens.
+def cache_bucket(n: int, maximum: int) -> int:
+    """The smallest cache that holds `n` tokens.
 
     Raises:
       ContextLengthError: `n` exceeds `maximum`.
     """
+    _check(n, maximum)
+    return next(size for size in cache_buckets(maximum) if size >= n)
+
+
+def _check(n: int, maximum: int) -> None:
     if n > maximum:
         raise ContextLengthError(
             f"the prompt has {n} tokens, and at most {maximum} fit", where="prompt", fix="Shorten it."
         )
-    return next(size for size in buckets(maximum) if size >= n)
