@@ -4,31 +4,29 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
 from train.config import Run
 from train.loop import Params, hf_config, new_trainee
 from train.tokenizer import token_settings, tokenizer_files
-from vila_jax.hf.save import save_pretrained
+from vila_jax.hf.export import export as export_model
+from vila_jax.hf.new_model import NewModel
 
 
-def export(run: Run, params: Params, folder: Path, *, dtype: DTypeLike = jnp.bfloat16) -> None:
+def export(run: Run, params: Params, folder: Path, *, dtype: str = "bfloat16") -> None:
     """Writes the model of a run (without its label heads) so that transformers' own classes load it.
 
     Args:
       run: the recipe.
       params: weights of its `Trainee`, as training returns them.
       folder: the checkpoint to write; an older one is replaced.
-      dtype: to store the weights in.
+      dtype: name of the dtype to store the weights in.
     """
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: new_trainee(run)))
     state = nnx.state(nnx.merge(graphdef, params).model)
     files = {name: json.dumps(value, indent=2) + "\n" for name, value in _processor_files(run).items()}
-    save_pretrained(
-        folder, hf_config(run), state, dtype=dtype, extra_files=tokenizer_files() | files, overwrite=folder.exists()
-    )
+    model = NewModel(hf_config(run), tokenizer_files() | files)
+    export_model(model, state, folder, to="hf", dtype=dtype, overwrite=True)
 
 
 def _processor_files(run: Run) -> dict[str, dict[str, Any]]:

@@ -35,7 +35,7 @@ def test_a_folder_that_is_there(vila_jax_cli, tmp_path):
     assert vila_jax_cli(*arguments)[0] == 0
     code, out, err = vila_jax_cli(*arguments)
     assert (code, out) == (4, "")
-    assert "exists already" in err
+    assert "a checkpoint already" in err
     assert vila_jax_cli(*arguments, "--force")[0] == 0
 
 

@@ -7,18 +7,26 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from flax import nnx
 from PIL import Image
 from safetensors.torch import load_file
 
 from tests.hf.models import build, save
-from tests.hf.vila import CHECKPOINTS, NAMES, all_tensors, copy, edit_json, edit_tensors
+from tests.hf.vila import (
+    CHECKPOINTS,
+    NAMES,
+    all_tensors,
+    assert_equal_tensors,
+    copy,
+    edit_json,
+    edit_tensors,
+    small_files,
+    with_llava_projector,
+)
 from vila_jax.errors import CheckpointError, ConfigError, VilaError
 from vila_jax.hf.checkpoint import open_checkpoint
-from vila_jax.hf.convert import convert, export
+from vila_jax.hf.convert import convert
 from vila_jax.hf.load import load_state
 from vila_jax.model import from_pretrained
-from vila_jax.nn.params import dotted
 
 V1, V1ARCH, VILA15 = "v1_single_folder", "v1arch_llama_clip_pad", "vila15_llama_siglip"
 
@@ -28,27 +36,13 @@ def _convert(source, target, to, **options):
     return target
 
 
-def _assert_equal(first, second):
-    """Same names, dtypes, shapes and bits."""
-    first, second = all_tensors(first), all_tensors(second)
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert tensor.dtype == second[name].dtype, name
-        torch.testing.assert_close(tensor, second[name], rtol=0, atol=0, equal_nan=True, msg=name)
-
-
-def _small_files(folder):
-    paths = (path for path in folder.rglob("*") if path.suffix in (".json", ".model", ".txt", ".jinja"))
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if not path.name.endswith("index.json")}
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shard_bytes", [50_000, 10**9])
 def test_the_same_layout(name, shard_bytes, tmp_path):
     to = "llava" if name == V1 else "vila"
     ours = _convert(CHECKPOINTS / name, tmp_path / "ours", to, max_shard_bytes=shard_bytes)
-    _assert_equal(CHECKPOINTS / name, ours)
-    assert _small_files(ours) == _small_files(CHECKPOINTS / name)
+    assert_equal_tensors(CHECKPOINTS / name, ours)
+    assert small_files(ours) == small_files(CHECKPOINTS / name)
     assert open_checkpoint(ours).config == open_checkpoint(CHECKPOINTS / name).config
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
     assert (len(list(ours.rglob("*.safetensors"))) > 4) == (shard_bytes == 50_000)
@@ -57,7 +51,7 @@ def test_the_same_layout(name, shard_bytes, tmp_path):
 @pytest.mark.parametrize("next_", [False, True])
 def test_llava_to_itself_keeps_every_name(next_, tmp_path):
     theirs = save(build(next_=next_), tmp_path / "theirs", max_shard_size="60KB")
-    _assert_equal(theirs, _convert(theirs, tmp_path / "ours", "hf"))
+    assert_equal_tensors(theirs, _convert(theirs, tmp_path / "ours", "hf"))
     type_ = transformers.LlavaNextForConditionalGeneration if next_ else transformers.LlavaForConditionalGeneration
     _, info = type_.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -73,7 +67,7 @@ def test_there_and_back(name, way, tmp_path):
         photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 41, 3), np.uint8))
         pixels = from_pretrained(source).preprocessor(photo).pixels
         np.testing.assert_allclose(pixels, pictures(photo).pixels, atol=1e-6)
-    _assert_equal(CHECKPOINTS / name, source)
+    assert_equal_tensors(CHECKPOINTS / name, source)
     first, last = (open_checkpoint(folder) for folder in (CHECKPOINTS / name, source))
     assert last.config.vlm == first.config.vlm
     assert last.config.pictures == first.config.pictures
@@ -112,19 +106,8 @@ def test_names_are_those_of_published_checkpoints(name, to, tmp_path):
 @pytest.fixture(params=[V1ARCH, V1, "siglip"])
 def exported(request, tmp_path):
     """A VILA that has just been exported to Hugging Face's LLaVA."""
-    source = _siglip(tmp_path) if request.param == "siglip" else CHECKPOINTS / request.param
+    source = with_llava_projector(copy(VILA15, tmp_path)) if request.param == "siglip" else CHECKPOINTS / request.param
     return source, _convert(source, tmp_path / "hf", "hf")
-
-
-def _siglip(folder):
-    """VILA1.5 with the projector of LLaVA, which squashes its pictures."""
-    source = copy(VILA15, folder)
-    edit_json(source / "mm_projector" / "config.json", mm_projector_type="mlp2x_gelu")
-    torch.manual_seed(0)
-    shapes = {"layers.0.weight": (64, 32), "layers.0.bias": (64,), "layers.2.weight": (64, 64), "layers.2.bias": (64,)}
-    projector = {name: torch.randn(shape) * 0.2 for name, shape in shapes.items()}
-    edit_tensors(source / "mm_projector" / "model.safetensors", lambda _: projector)
-    return source
 
 
 def test_transformers_computes_the_same_logits(exported):
@@ -170,21 +153,28 @@ def test_a_row_to_spare_is_used(tmp_path):
     folder = _convert(source, tmp_path / "hf", "hf")
     assert json.loads((folder / "config.json").read_text())["image_token_index"] == 400
     assert from_pretrained(folder).tokenizer.image_token_id == 400
-    _assert_equal(source, _convert(folder, tmp_path / "vila", "vila"))
+    assert_equal_tensors(source, _convert(folder, tmp_path / "vila", "vila"))
 
 
-def test_a_sentencepiece_tokenizer(tmp_path):
-    """Which is not changed: the image token stands beside it."""
+@pytest.mark.parametrize("legacy", [False, True, None])
+def test_a_sentencepiece_tokenizer(legacy, tmp_path):
+    """`hf` gets a `tokenizer.json` with the same ids, as transformers reads it too; the way back takes it away."""
     source = copy(V1, tmp_path)
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json"))
     (source / "tokenizer.json").unlink()
     [data] = np.load(source / "tokenizer_model_bytes.npz").values()
     (source / "tokenizer.model").write_bytes(data.tobytes())
+    edit_json(source / "tokenizer_config.json", legacy=... if legacy is None else legacy)
     folder = _convert(source, tmp_path / "hf", "hf")
-    assert from_pretrained(folder).tokenizer.image_token_id == 400
-    back = _small_files(_convert(folder, tmp_path / "llava", "llava"))
+    ours, theirs = from_pretrained(folder).tokenizer, transformers.AutoTokenizer.from_pretrained(folder)
+    assert ours.image_token_id == theirs.convert_tokens_to_ids("<image>") == 400
+    text = "USER: a small  tractor \u4f60\nASSISTANT: two</s>USER: three"
+    assert ours.encode(text) == theirs(text)["input_ids"] == reference(text)["input_ids"]
+    back = small_files(_convert(folder, tmp_path / "llava", "llava"))
     assert "tokenizer.json" not in back
     assert back["tokenizer.model"] == data.tobytes()
-    assert json.loads(back["tokenizer_config.json"]) == json.loads((source / "tokenizer_config.json").read_text())
+    if not legacy:
+        assert json.loads(back["tokenizer_config.json"]) == json.loads((source / "tokenizer_config.json").read_text())
 
 
 def test_a_tied_model_and_a_siglip_tower(tmp_path):
@@ -243,32 +233,6 @@ def test_dtype(tmp_path):
     with pytest.raises(CheckpointError, match="numbers that float16 cannot"):
         _convert(ours, tmp_path / "again", "vila", dtype="float16")
     assert not (tmp_path / "again").exists()
-
-
-@pytest.mark.parametrize(("name", "to"), [(V1ARCH, "vila"), (V1, "llava"), (VILA15, "vila"), (V1ARCH, "hf")])
-def test_a_training_step_changes_only_what_was_trained(name, to, tmp_path):
-    checkpoint = open_checkpoint(CHECKPOINTS / name)
-    _, state = load_state(checkpoint, dtype=np.float32)
-    export(checkpoint, state, tmp_path / "before", to=to)
-    _assert_equal(tmp_path / "before", _convert(CHECKPOINTS / name, tmp_path / "converted", to))
-    trained, changed = "projector.layers.1.weight", []
-    for path, leaf in nnx.to_flat_state(state):
-        changed.append((path, leaf.replace(leaf.get_value() * 2) if dotted(path) == trained else leaf))
-    export(checkpoint, nnx.from_flat_state(changed), tmp_path / "after", to=to)
-    before, after = all_tensors(tmp_path / "before"), all_tensors(tmp_path / "after")
-    different = [key for key in before if not torch.equal(before[key], after[key])]
-    assert before.keys() == after.keys()
-    assert len(different) == 1
-    assert torch.equal(after[different[0]], before[different[0]] * 2)
-    assert _small_files(tmp_path / "before") == _small_files(tmp_path / "after")
-
-
-def test_a_state_of_another_model_is_refused_and_leaves_nothing(tmp_path):
-    checkpoint = open_checkpoint(CHECKPOINTS / V1ARCH)
-    _, state = load_state(open_checkpoint(CHECKPOINTS / VILA15), dtype=np.float32)
-    with pytest.raises(CheckpointError, match="do not fit the config"):
-        export(checkpoint, state, tmp_path / "ours", to="vila")
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_stretched_context_reaches_transformers(tmp_path):

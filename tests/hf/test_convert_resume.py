@@ -11,9 +11,11 @@ import torch
 
 from tests.hf.vila import CHECKPOINTS, all_tensors, copy, edit_tensors
 from vila_jax.errors import CheckpointError
-from vila_jax.hf import convert as convert_module
+from vila_jax.hf import writing
 from vila_jax.hf.checkpoint import open_checkpoint
 from vila_jax.hf.convert import convert
+from vila_jax.hf.export import export
+from vila_jax.hf.load import abstract_model
 
 NAME = "v1_single_folder"
 SMALL = {"to": "vila", "max_shard_bytes": 20_000}
@@ -95,12 +97,13 @@ def test_a_damaged_file_of_an_earlier_attempt_is_written_again(whole, tmp_path):
 
 def test_an_existing_folder_is_replaced_only_on_demand(whole, tmp_path):
     source = open_checkpoint(CHECKPOINTS / NAME)
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="a checkpoint already"):
         convert(source, tmp_path / "whole", **SMALL)
     convert(source, tmp_path / "whole", to="llava", overwrite=True)
     assert not (tmp_path / "whole" / "llm").exists()
     (tmp_path / "precious").mkdir()
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    (tmp_path / "precious" / "diary.txt").write_text("x")
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
         convert(source, tmp_path / "precious", **SMALL, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["precious", "whole"]
 
@@ -148,8 +151,8 @@ def test_an_export_that_fails_leaves_nothing(monkeypatch, tmp_path):
         raise OSError("no space left on device")
 
     checkpoint = open_checkpoint(CHECKPOINTS / NAME)
-    _, state = convert_module.abstract_model(checkpoint.config.vlm, "float32")
-    monkeypatch.setattr(convert_module, "write_file", fail)
+    _, state = abstract_model(checkpoint.config.vlm, "float32")
+    monkeypatch.setattr(writing, "write_file", fail)
     with pytest.raises(CheckpointError, match=r"cannot be written \(no space"):
-        convert_module.export(checkpoint, state, tmp_path / "ours", to="vila")
+        export(checkpoint, state, tmp_path / "ours", to="vila")
     assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "vila"
@@ -44,3 +45,36 @@ def all_tensors(folder: pathlib.Path) -> dict[str, Any]:
         prefix = "" if path.parent == folder else f"{path.parent.name}/"
         found |= {prefix + name: tensor for name, tensor in load_file(path).items()}
     return found
+
+
+def assert_equal_tensors(first: pathlib.Path, second: pathlib.Path) -> None:
+    """Same names, dtypes, shapes and bits."""
+    ours, theirs = all_tensors(first), all_tensors(second)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype, name
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def small_files(folder: pathlib.Path) -> dict[str, bytes]:
+    """Contents of everything but weights and their index."""
+    paths = (path for path in folder.rglob("*") if path.suffix in (".json", ".model", ".txt", ".jinja"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if not path.name.endswith("index.json")}
+
+
+def with_llava_projector(folder: pathlib.Path, **config: Any) -> pathlib.Path:
+    """A VILA that Hugging Face's LLaVA can express: two layers, and pictures that are squashed.
+
+    Args:
+      config: other keys of the root config.
+    """
+    sizes = [json.loads((folder / part / "config.json").read_text())["hidden_size"] for part in ("vision_tower", "llm")]
+    edit_json(folder / "mm_projector" / "config.json", mm_projector_type="mlp2x_gelu")
+    edit_json(folder / "config.json", image_aspect_ratio="resize", **config)
+    torch.manual_seed(0)
+    wide, hidden = sizes
+    shapes = {"layers.0.weight": (hidden, wide), "layers.0.bias": (hidden,)}
+    shapes |= {"layers.2.weight": (hidden, hidden), "layers.2.bias": (hidden,)}
+    projector = {name: torch.randn(shape) * 0.2 for name, shape in shapes.items()}
+    edit_tensors(folder / "mm_projector" / "model.safetensors", lambda _: projector)
+    return folder

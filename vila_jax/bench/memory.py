@@ -6,11 +6,8 @@ import math
 import types
 from collections.abc import Mapping
 
-from flax import nnx
-
-from vila_jax.hf.load import abstract_model
+from vila_jax.hf.load import weight_shapes
 from vila_jax.nn.config import DecoderConfig, VLMConfig
-from vila_jax.nn.params import dotted
 
 FLOAT32 = 4
 
@@ -29,8 +26,7 @@ def parameter_counts(config: VLMConfig) -> dict[str, int]:
 @functools.lru_cache(maxsize=8)
 def parameter_shapes(config: VLMConfig) -> Mapping[str, tuple[int, ...]]:
     """Dotted path of every weight -> its shape."""
-    _, state = abstract_model(config, "float32")
-    return types.MappingProxyType({dotted(path): leaf.get_value().shape for path, leaf in nnx.to_flat_state(state)})
+    return types.MappingProxyType(weight_shapes(config))
 
 
 def kv_bytes_per_token(config: DecoderConfig, itemsize: int) -> int:

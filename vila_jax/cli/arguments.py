@@ -8,6 +8,11 @@ from collections.abc import Callable
 def add_model(parser: argparse.ArgumentParser) -> None:
     """MODEL, --revision and --era."""
     parser.add_argument("model", metavar="MODEL", help="folder of a checkpoint, or an id on the Hugging Face Hub")
+    add_revision(parser)
+
+
+def add_revision(parser: argparse.ArgumentParser) -> None:
+    """--revision and --era."""
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit on the Hub")
     parser.add_argument(
         "--era",

@@ -14,7 +14,7 @@ from vila_jax.cli import arguments, terminal, units
 from vila_jax.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from vila_jax.hf.convert import Converted
+    from vila_jax.hf.writing import Written
 
 SUMMARY = "write a checkpoint in another layout, or merge a LoRA"
 
@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="SRC", help="folder of a checkpoint, or an id on the Hugging Face Hub")
     parser.add_argument("target", metavar="DST", help="folder to write")
     parser.add_argument("--to", choices=("hf", "vila", "llava"), required=True, help="layout to write")
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit on the Hub")
+    arguments.add_revision(parser)
+    parser.add_argument(
+        "--style", metavar="NAME", help="conversation style that a VILA gets as its chat template in `hf`"
+    )
     parser.add_argument("--lora", metavar="FOLDER", help="a LoRA to merge into the weights")
     parser.add_argument(
         "--dtype",
@@ -58,11 +61,12 @@ def run(args: argparse.Namespace) -> int:
     with Progress(enabled=not args.json) as progress:
         progress.phase("looking at the checkpoint")
         written = convert(
-            open_checkpoint(args.model, revision=args.revision),
+            open_checkpoint(args.model, revision=args.revision, era=args.era),
             args.target,
             to=args.to,
             lora=args.lora,
             dtype=None if args.dtype == "keep" else args.dtype,
+            style=args.style,
             max_shard_bytes=args.max_shard_size,
             overwrite=args.force,
             on_tensor=functools.partial(progress.on_tensor, verb="writing"),
@@ -74,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(written: "Converted") -> dict[str, Any]:
+def _summary(written: "Written") -> dict[str, Any]:
     return {
         "folder": str(written.folder),
         "to": written.to,
@@ -87,7 +91,7 @@ def _summary(written: "Converted") -> dict[str, Any]:
     }
 
 
-def closing_line(written: "Converted") -> str:
+def closing_line(written: "Written") -> str:
     """One line about what was written."""
     files = len(written.shards)
     parts = [f"{written.folder}: {written.tensors:,} tensors, {units.size(written.nbytes)}"]

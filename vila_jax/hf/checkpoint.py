@@ -23,6 +23,7 @@ class Checkpoint:
     """An opened checkpoint.
 
     Attributes:
+      name: the path or id by which it was opened, which tells of some models how they are spoken to.
       folder: where its files lie.
       config: the parsed config.
       raw_config: contents of `config.json`, for export; VILA's is completed with the configs of its parts.
@@ -33,6 +34,7 @@ class Checkpoint:
       generation: contents of `generation_config.json`.
     """
 
+    name: str
     folder: epath.Path
     config: ModelConfig
     raw_config: dict[str, Any]
@@ -85,6 +87,7 @@ def open_checkpoint(
     pieces = gather(folder, raw_config, weights=weights)
     config = parse_config(pieces.config, pieces.generation, preprocessor=pieces.preprocessor, era=era)
     return Checkpoint(
+        name=str(path_or_hub_id),
         folder=folder,
         config=_settle_tying(config, pieces) if weights else config,
         raw_config=pieces.config,

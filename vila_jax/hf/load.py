@@ -69,6 +69,12 @@ def abstract_model(config: VLMConfig, dtype: DTypeLike) -> tuple[nnx.GraphDef, n
     return abstract(lambda rngs: VLM(config, rngs=rngs, dtype=dtype))
 
 
+def weight_shapes(config: VLMConfig) -> dict[str, tuple[int, ...]]:
+    """Our path of every weight of a model -> its shape."""
+    _, state = abstract_model(config, np.float32)
+    return {dotted(path): tuple(leaf.get_value().shape) for path, leaf in nnx.to_flat_state(state)}
+
+
 def load_state(
     checkpoint: Checkpoint,
     *,

@@ -8,13 +8,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from vila_jax.errors import CheckpointError
 from vila_jax.hf.files import INDEX, SINGLE
-from vila_jax.hf.safetensors import DTYPES, Shard
+from vila_jax.hf.safetensors import DTYPES, Shard, TensorInfo
 
 CODES = {dtype.name: code for code, dtype in DTYPES.items()}
 """NumPy's name of a dtype -> that of safetensors."""
@@ -30,15 +31,15 @@ class OutTensor:
       name: in the target.
       dtype: as safetensors calls it.
       shape: as written.
-      shard, source_name: where it comes from.
+      shard, source_name: where it comes from; None for what is only in memory.
       read: makes its values, of any floating dtype; None if they are the bytes of the source.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    shard: Shard
-    source_name: str
+    shard: Shard | None = None
+    source_name: str = ""
     read: Callable[[], np.ndarray] | None = None
 
     @classmethod
@@ -47,11 +48,27 @@ class OutTensor:
         info = shard.tensors[name]
         return cls(name, info.dtype, info.shape, shard, name)
 
+    @classmethod
+    def of_array(cls, name: str, array: Any) -> "OutTensor":
+        """An array in memory, on whatever device; it has to be of a dtype in `CODES`."""
+        return cls(name, CODES[np.dtype(array.dtype).name], tuple(array.shape)).holding(array)
+
+    def holding(self, array: Any) -> "OutTensor":
+        """The tensor with the values of an array of the same number of entries."""
+        # Of a copy: a `jax.Array` keeps what is read of it, so that in the end the host would hold the whole model.
+        return dataclasses.replace(self, read=lambda: np.asarray(array.copy()).reshape(self.shape))
+
+    @property
+    def _source(self) -> tuple[Shard, TensorInfo]:
+        assert self.shard is not None, f"{self.name} has no values"
+        return self.shard, self.shard.tensors[self.source_name]
+
     @property
     def itemsize(self) -> int:
-        info = self.shard.tensors[self.source_name]
-        known = DTYPES.get(self.dtype)
-        return info.nbytes // max(math.prod(info.shape), 1) if known is None else known.itemsize
+        if self.dtype in DTYPES:
+            return DTYPES[self.dtype].itemsize
+        _, info = self._source
+        return info.nbytes // max(math.prod(info.shape), 1)
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +76,7 @@ class OutTensor:
 
     def values(self) -> np.ndarray:
         """Its values before the dtype is changed."""
-        return self.shard.read(self.source_name) if self.read is None else self.read()
+        return self._source[0].read(self.source_name) if self.read is None else self.read()
 
     def edited(self, edit: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...] | None = None) -> "OutTensor":
         """The tensor with its values changed by `edit`, and its shape if that changes too."""
@@ -88,13 +105,14 @@ class OutTensor:
         yield stored.reshape(-1).view(np.uint8).data
 
     def _copied(self) -> Iterator[bytes]:
-        left = self.shard.tensors[self.source_name].nbytes
-        with self.shard.path.open("rb") as file:
-            file.seek(self.shard.tensors[self.source_name].start)
+        shard, info = self._source
+        left = info.nbytes
+        with shard.path.open("rb") as file:
+            file.seek(info.start)
             while left:
                 piece = file.read(min(_PIECE, left))
                 if not piece:
-                    raise CheckpointError("the file has shrunk while it was read", where=str(self.shard.path))
+                    raise CheckpointError("the file has shrunk while it was read", where=str(shard.path))
                 left -= len(piece)
                 yield piece
 

@@ -1,8 +1,7 @@
 """Reading of safetensors files, header first, then one tensor or one slice of it at a time.
 
 Why not the `safetensors` library: its NumPy reader knows no bfloat16, it reads local files only, and it maps the whole
-file, so that every page read stays in the process until the file is closed. Files are written by
-`vila_jax.hf.out_tensor` piece by piece, and with the library by `vila_jax.hf.save`.
+file, so that every page read stays in the process until the file is closed. `vila_jax.hf.out_tensor` writes them.
 
     | 8 bytes: N, little endian | N bytes of JSON: name -> dtype, shape, data_offsets | tensors, no gaps |
 

@@ -15,6 +15,8 @@ from vila_jax.errors import ConfigError
 from vila_jax.hf import image_token, parts
 from vila_jax.hf.checkpoint import Checkpoint
 from vila_jax.hf.config import parse_config
+from vila_jax.hf.conversation import conversation_files, without_conversation
+from vila_jax.hf.fast_tokenizer import with_fast, without_fast
 from vila_jax.hf.files import inside
 from vila_jax.hf.image_token import ImageToken
 from vila_jax.hf.keys import KeyTable, key_table
@@ -49,18 +51,27 @@ class Target:
     files: dict[str, bytes]
     image_token: ImageToken | None = None
 
+    @property
+    def image_token_id(self) -> int | None:
+        """Id of the image token, where one was given to a LLaVA."""
+        return None if self.image_token is None else self.image_token.id
 
-def make_target(checkpoint: Checkpoint, to: str, dtype: str | None) -> Target:
+
+def make_target(checkpoint: Checkpoint, to: str, dtype: str | None, style: str | None = None) -> Target:
     """The target of a checkpoint.
 
     Args:
       dtype: name of the dtype to store, which the configs mention; None keeps theirs.
+      style: name of the conversation style of a VILA that becomes a LLaVA; None for the one that it asks for.
 
     Raises:
       ConfigError: the target has no place for something that the checkpoint has.
       CheckpointError: files of the checkpoint are missing or damaged.
     """
     layout, config = LAYOUTS[to], checkpoint.config
+    if style is not None and (layout != "llava" or config.era is None):
+        what = "a conversation style is written where a VILA becomes Hugging Face's LLaVA, and nowhere else"
+        raise ConfigError(what, where="style", fix="Leave it out.")
     table = key_table(layout, config.vlm)
     if layout == config.layout:
         return Target(layout, table, _ordered(_as_it_is(checkpoint), dtype))
@@ -76,6 +87,8 @@ def make_target(checkpoint: Checkpoint, to: str, dtype: str | None) -> Target:
     files = _configs(checkpoint, layout, own, token)
     _check_same(checkpoint, layout, files, token, to)
     copied = _beside_the_tokenizer(checkpoint, layout, token)
+    if layout == "llava":
+        copied |= conversation_files(checkpoint, style)
     return Target(layout, table, _ordered({**copied, **files}, dtype), token)
 
 
@@ -189,8 +202,13 @@ def _differences(ours: Any, written: Any, name: str = "") -> list[str]:
 
 def _beside_the_tokenizer(checkpoint: Checkpoint, layout: Layout, token: ImageToken | None) -> dict[str, bytes]:
     """Files of the tokenizer and `generation_config.json`, where they belong in the target."""
-    files = _small_files(checkpoint.tokenizer_folder, checkpoint.folder)
+    folder = checkpoint.tokenizer_folder
+    files = _small_files(folder, checkpoint.folder)
     tokenizer = {name: data for name, data in files.items() if name not in _NOT_TOKENIZER}
+    if layout == "llava":
+        tokenizer = with_fast(tokenizer, folder)
+    elif checkpoint.config.layout == "llava":
+        tokenizer = without_conversation(without_fast(tokenizer, folder))
     if token is not None:
         tokenizer = image_token.tokenizer_files(tokenizer, token)
     kept = tokenizer | {name: data for name, data in files.items() if name == "generation_config.json"}

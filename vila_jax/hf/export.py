@@ -1,0 +1,113 @@
+"""A model in memory as a checkpoint: of the files that it was loaded from, or of none."""
+
+import dataclasses
+from typing import Any
+
+from etils import epath
+from flax import nnx
+
+from vila_jax.errors import CheckpointError, ConfigError
+from vila_jax.hf.checkpoint import Checkpoint
+from vila_jax.hf.files import name_list
+from vila_jax.hf.load import OnTensor, match_tensors, weight_shapes
+from vila_jax.hf.new_model import NewModel
+from vila_jax.hf.out_tensor import OutTensor
+from vila_jax.hf.safetensors import DTYPES
+from vila_jax.hf.staging import Staging
+from vila_jax.hf.writing import (
+    MAX_SHARD_BYTES,
+    Written,
+    check_request,
+    in_target,
+    names_by_path,
+    target_of,
+    write_checkpoint,
+)
+from vila_jax.nn.config import VLMConfig
+from vila_jax.nn.params import dotted
+
+
+def export(
+    source: Checkpoint | NewModel,
+    state: nnx.State,
+    folder: epath.PathLike,
+    *,
+    to: str,
+    dtype: str | None = None,
+    style: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+    on_tensor: OnTensor | None = None,
+) -> Written:
+    """Writes a model in memory: its weights, and everything else as its source has it.
+
+    What training has not changed comes out bit by bit as it was, if it was loaded in the dtype that it is stored in, or
+    in a wider one. A `NewModel` is stored in the dtype of its state.
+
+    Args:
+      source: the checkpoint that `state` was loaded from, or the config and the files of a model that has none, which
+        can only be written as `hf`.
+      state: of `vila_jax.nn.vlm.VLM`; every array readable from this process.
+
+    The other arguments and the errors are those of `vila_jax.hf.convert.convert`. Nothing is left behind by an export
+    that fails.
+    """
+    check_request(folder, to, dtype, overwrite)
+    token_id = None
+    if isinstance(source, NewModel):
+        tensors, files = _of_new_model(source, state, to, dtype)
+    else:
+        target, held = target_of(source, to, dtype, style)
+        held |= _of_state(source, state, held)
+        tensors, files, token_id = in_target(source, target, held, dtype), target.files, target.image_token_id
+    with Staging(folder, None, overwrite=overwrite) as staging:
+        written = write_checkpoint(staging, tensors, files, to=to, max_shard_bytes=max_shard_bytes, on_tensor=on_tensor)
+    return dataclasses.replace(written, image_token_id=token_id)
+
+
+def _of_new_model(
+    model: NewModel, state: nnx.State, to: str, dtype: str | None
+) -> tuple[dict[str, OutTensor], dict[str, bytes]]:
+    if to != "hf":
+        fix = "Export it as `hf`, then convert that."
+        raise ConfigError(f"a model without a checkpoint has no form as `{to}`", where="to", fix=fix)
+    tensors = model.tensors(_arrays(state, model.vlm))
+    stored = dtype or DTYPES[next(iter(tensors.values())).dtype].name
+    return {name: tensor.as_dtype(dtype) for name, tensor in tensors.items()}, model.small_files(stored)
+
+
+def _arrays(state: nnx.State, config: VLMConfig) -> dict[str, Any]:
+    """The arrays of a state by our path.
+
+    Raises:
+      CheckpointError: the state is of another model.
+    """
+    arrays: dict[str, Any] = {dotted(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+    expected, found = weight_shapes(config), {path: tuple(array.shape) for path, array in arrays.items()}
+    wrong = [path for path in sorted(expected.keys() | found.keys()) if expected.get(path) != found.get(path)]
+    if wrong:
+        raise CheckpointError(f"weights do not fit the config: {name_list(wrong)}", where="state")
+    return arrays
+
+
+def _of_state(checkpoint: Checkpoint, state: nnx.State, tensors: dict[str, OutTensor]) -> dict[str, OutTensor]:
+    """The tensors that the model holds, by their name in the source.
+
+    Raises:
+      CheckpointError: the state is of another model.
+      ConfigError: positions were resized at load, which no layout remembers.
+    """
+    arrays = _arrays(state, checkpoint.config.vlm)
+    sources = match_tensors(checkpoint, weight_shapes(checkpoint.config.vlm))
+    resized = [source.name for source in sources.values() if source.resize is not None]
+    if resized:
+        raise ConfigError(
+            f"{resized[0]} was resized for tiles of another size, and the files describe the old one",
+            where=str(checkpoint.folder),
+            fix="Export a model whose tower is loaded at its own size.",
+        )
+    names = {path: source.name for path, source in sources.items()}
+    head = names_by_path(checkpoint).get("decoder.head")
+    if head is not None and "decoder.head" not in arrays:  # a tied head that the files hold all the same
+        arrays["decoder.head"], names["decoder.head"] = arrays["decoder.embedding"], head
+    return {name: tensors[name].holding(arrays[path]) for path, name in names.items()}
