@@ -289,7 +289,8 @@ def parse_budget(budget: BudgetLike, checkpoint: Checkpoint) -> Budget | None:
         return None
     parsed = Budget.parse(budget) if isinstance(budget, str) else budget
     vlm = checkpoint.config.vlm
-    required_intermediates(parsed, vlm.vision, vlm.vision_depth)
+    if (step := parsed.step("tokens")) is not None:
+        required_intermediates(step, vlm.vision, vlm.vision_depth)
     return parsed
 
 

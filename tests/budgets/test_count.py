@@ -2,7 +2,7 @@
 
 import pytest
 
-from vila_jax.budgets import Budget, capacity, total_tokens
+from vila_jax.budgets import Step, capacity, total_tokens
 from vila_jax.errors import BudgetError
 from vila_jax.vision.geometry import TileGeometry
 
@@ -35,7 +35,7 @@ THIN = TileGeometry(24, (1, 1000), (1, 3))  # the picture is thinner than a patc
     ],
 )
 def test_total(spec, geometry, total):
-    assert total_tokens(Budget.parse(spec), geometry) == total
+    assert total_tokens(Step.parse(spec), geometry) == total
 
 
 @pytest.mark.parametrize(
@@ -44,28 +44,28 @@ def test_total(spec, geometry, total):
 )
 def test_more_than_there_are(spec, geometry, available):
     with pytest.raises(BudgetError, match=f"has only {available}"):
-        total_tokens(Budget.parse(spec), geometry)
+        total_tokens(Step.parse(spec), geometry)
 
 
 def test_code_counts_padding_as_available():
-    assert total_tokens(Budget.parse("hired:2880,variant=code"), PADDED) == 2880
+    assert total_tokens(Step.parse("hired:2880,variant=code"), PADDED) == 2880
     with pytest.raises(BudgetError, match="has only 2880"):
-        total_tokens(Budget.parse("hired:2881,variant=code"), PADDED)
+        total_tokens(Step.parse("hired:2881,variant=code"), PADDED)
 
 
 def test_capacity():
-    assert capacity(Budget.parse("hired:0.2"), 5, 576) == 576
-    assert capacity(Budget.parse("hired:115"), 5, 576) == 115
-    assert capacity(Budget.parse("hired:0.001"), 1, 100) == 1
-    assert capacity(Budget.parse("hired:1"), 5, 576) == 2880
+    assert capacity(Step.parse("hired:0.2"), 5, 576) == 576
+    assert capacity(Step.parse("hired:115"), 5, 576) == 115
+    assert capacity(Step.parse("hired:0.001"), 1, 100) == 1
+    assert capacity(Step.parse("hired:1"), 5, 576) == 2880
     with pytest.raises(BudgetError, match=r"3000 visual tokens, but 5 tile\(s\) has only 2880"):
-        capacity(Budget.parse("hired:3000"), 5, 576)
+        capacity(Step.parse("hired:3000"), 5, 576)
 
 
 @pytest.mark.parametrize("spec", ["hired:0.1", "hired:0.29", "hired:1", "hired:0.7,variant=code", "hired:40"])
 @pytest.mark.parametrize("max_tiles", [1, 3, 4, 5])
 def test_capacity_holds_every_picture(spec, max_tiles):
-    budget = Budget.parse(spec)
+    budget = Step.parse(spec)
     grids = [None, (1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2)]
     geometries = [TileGeometry(10, (90, 70), grid) for grid in grids]
     totals = [total_tokens(budget, g) for g in geometries if g.num_tiles <= max_tiles]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vila_jax.budgets import Budget, capacity, make_plan, select_tokens, stack_plans, total_tokens
+from vila_jax.budgets import Step, capacity, make_plan, select_tokens, stack_plans, total_tokens
 from vila_jax.budgets.hired import sum_regions
 from vila_jax.vision.geometry import TileGeometry
 
@@ -19,7 +19,7 @@ def kept(budget, geometries, content, score, max_tiles=TILES, patches=N):
     """Kept flat indices of each picture, in token order."""
     plan = stack_plans([make_plan(budget, geometry, max_tiles) for geometry in geometries])
     inputs = {"content": jnp.asarray(content), "score": jnp.asarray(score)}
-    indices, valid = select_tokens(budget, inputs, plan, capacity(budget, max_tiles, patches))
+    indices, valid, _ = select_tokens(budget, inputs, plan, capacity(budget, max_tiles, patches))
     return [np.asarray(i)[np.asarray(v)] for i, v in zip(indices, valid, strict=True)]
 
 
@@ -41,7 +41,7 @@ def test_equation_1(golden, name):
         expected = data[key].copy()
         expected[np.argsort(expected - quotas)[: rest - expected.sum()]] += 1
         overflow = np.maximum(expected - 576, 0).sum()
-        budget = Budget.parse(f"hired:{rate},alpha={alpha}")
+        budget = Step.parse(f"hired:{rate},alpha={alpha}")
         (tokens,) = kept(budget, [geometry], first, last, geometry.num_tiles, 576)
         counts = np.bincount(tokens // 576, minlength=geometry.num_tiles)
         assert counts.sum() == total
@@ -54,7 +54,7 @@ def test_equation_2():
     rng = np.random.default_rng(1)
     geometry = TileGeometry(SIDE, (300, 700), (2, 2))
     content, score = rng.random((2, 1, TILES, N), np.float32)
-    (tokens,) = kept(Budget.parse("hired:0.3"), [geometry], content, score)
+    (tokens,) = kept(Step.parse("hired:0.3"), [geometry], content, score)
     order = geometry.order().tolist()
     assert tokens.tolist() == sorted(tokens.tolist(), key=order.index)
     for tile in range(TILES):
@@ -74,7 +74,7 @@ def random_geometry(rng):
 def test_budget_is_filled_exactly(alpha, keep):
     """For any size of picture: exactly the total, real patches only, none twice; the overview at least its part."""
     rng = np.random.default_rng(2)
-    budget = Budget.parse(f"hired:{keep},alpha={alpha}")
+    budget = Step.parse(f"hired:{keep},alpha={alpha}")
     geometries = [random_geometry(rng) for _ in range(40)]
     content, score = rng.random((2, 40, TILES, N), np.float32) ** 8  # steep, so that caps are met
     for geometry, tokens in zip(geometries, kept(budget, geometries, content, score), strict=True):
@@ -91,7 +91,7 @@ def test_content_of_other_tiles_is_not_read():
     rng = np.random.default_rng(3)
     geometry = TileGeometry(SIDE, (100, 100), (2, 2))
     content, score = rng.random((2, 1, TILES, N), np.float32)
-    (tokens,) = kept(Budget.parse("hired:0.3"), [geometry], content, score)
+    (tokens,) = kept(Step.parse("hired:0.3"), [geometry], content, score)
     content[:, 1:] = np.nan
-    (again,) = kept(Budget.parse("hired:0.3"), [geometry], content, score)
+    (again,) = kept(Step.parse("hired:0.3"), [geometry], content, score)
     assert tokens.tolist() == again.tolist()

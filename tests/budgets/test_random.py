@@ -2,23 +2,23 @@
 
 import numpy as np
 
-from vila_jax.budgets import Budget, make_plan, select_tokens, stack_plans, total_tokens
+from vila_jax.budgets import Step, make_plan, select_tokens, stack_plans, total_tokens
 from vila_jax.vision.geometry import TileGeometry
 
 PADDED = TileGeometry(8, (60, 100), (2, 2))
 
 
 def draw(seed, salt, geometry=PADDED, keep=0.25):
-    budget = Budget("random", keep, (("seed", seed),))
+    budget = Step("random", keep, (("seed", seed),))
     plan = stack_plans([make_plan(budget, geometry, 5, salt)])
-    indices, valid = select_tokens(budget, {}, plan, 400)
+    indices, valid, _ = select_tokens(budget, {}, plan, 400)
     return np.asarray(indices)[np.asarray(valid)]
 
 
 def test_same_total_as_hired():
     for geometry in (PADDED, TileGeometry(8, (9, 9)), TileGeometry(8, (1, 99), (1, 3))):
         for keep in (0.1, 0.77, 1.0, 50):
-            total = total_tokens(Budget("hired", keep), geometry)
+            total = total_tokens(Step("hired", keep), geometry)
             assert len(draw(0, 0, geometry, keep)) == total
 
 
@@ -30,7 +30,7 @@ def test_seed_and_salt_decide():
 
 def test_uniform_over_real_patches():
     """Over 600 draws every real patch is kept about equally often (within 6 standard deviations), padding never."""
-    plans = stack_plans([make_plan(Budget.parse("random:80"), PADDED, 5, salt) for salt in range(600)])
+    plans = stack_plans([make_plan(Step.parse("random:80"), PADDED, 5, salt) for salt in range(600)])
     times = plans.extra["keep"].sum(0).reshape(-1)
     real = PADDED.real().reshape(-1)
     expected = 600 * 80 / real.sum()

@@ -62,7 +62,7 @@ def test_compact(data):
     used = data.draw(st.lists(st.integers(0, size), min_size=IMAGES, max_size=IMAGES))
     order = np.array([o[:n] + [-1] * (size - n) for o, n in zip(orders, used, strict=True)], np.int32)
     keep = keep.reshape(IMAGES, TILES, PATCHES)
-    indices, valid = compact(jnp.asarray(keep), jnp.asarray(order), SLOTS)
+    indices, valid, _ = compact(jnp.asarray(keep), jnp.asarray(order), SLOTS)
     for image in range(IMAGES):
         packed = [i for i in order[image] if i >= 0 and keep[image].reshape(-1)[i]][:SLOTS]
         assert indices[image].tolist() == packed + [-1] * (SLOTS - len(packed))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vila_jax.budgets import METHODS, Budget
+from vila_jax.budgets import METHODS, Budget, Step
 from vila_jax.errors import BudgetError
 
 
@@ -14,22 +14,22 @@ from vila_jax.errors import BudgetError
     + [(one, 1.0) for one in ("1", "1.0", "1.", "100%")],
 )
 def test_keep(text, keep):
-    budget = Budget.parse(f"hired:{text}")
-    assert budget.keep == keep and type(budget.keep) is type(keep)
+    step = Step.parse(f"hired:{text}")
+    assert step.keep == keep and type(step.keep) is type(keep)
 
 
 def test_options():
-    budget = Budget.parse(" hired : 0.2 , variant = code, alpha=0.3 , swap=false,score_layer=-2")
-    assert budget == Budget("hired", 0.2, (("alpha", 0.3), ("variant", "code"), ("swap", False), ("score_layer", -2)))
-    assert (budget.rule.alpha, budget.rule.variant, budget.rule.swap, budget.rule.score_layer) == (
+    step = Step.parse(" hired : 0.2 , variant = code, alpha=0.3 , swap=false,score_layer=-2")
+    assert step == Step("hired", 0.2, (("alpha", 0.3), ("variant", "code"), ("swap", False), ("score_layer", -2)))
+    assert (step.rule.alpha, step.rule.variant, step.rule.swap, step.rule.score_layer) == (
         0.3,
         "code",
         False,
         -2,
     )
-    assert Budget.parse("hired:0.2").rule.alpha == 0.5
-    assert Budget("hired", 0.2, (("alpha", 1),)).rule.alpha == 1.0
-    assert hash(budget) == hash(Budget.parse(str(budget)))
+    assert Step.parse("hired:0.2").rule.alpha == 0.5
+    assert Step("hired", 0.2, (("alpha", 1),)).rule.alpha == 1.0
+    assert hash(step) == hash(Step.parse(str(step)))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_written_as_read(text):
     first=st.integers(-100, 100),
 )
 def test_round_trip(keep, alpha, variant, first):
-    budget = Budget("hired", keep, (("alpha", alpha), ("variant", variant), ("first_layer", first)))
+    budget = Budget.of("hired", keep, (("alpha", alpha), ("variant", variant), ("first_layer", first)))
     assert Budget.parse(str(budget)) == budget
 
 
@@ -100,7 +100,7 @@ def test_is_full(text, full):
         ("hired:0.2,alpha", ["malformed option 'alpha'", "OPTION=VALUE"]),
         ("hired:0.2,", ["malformed option ''"]),
         ("hired:0.2,=3", ["malformed option '=3'"]),
-        ("hired:0.4+random:0.5", ["combining is not available for hired and random"]),
+        ("hired:0.4+random:0.5", ["hired and random both work between the vision tower and the decoder"]),
         ("hired:0.4+fastx:0.5", ["unknown budget method 'fastx'"]),
     ],
 )
@@ -114,4 +114,4 @@ def test_refused(text, said):
 @pytest.mark.parametrize("keep", [float("nan"), float("inf"), -1, 0, True, 1.0001])
 def test_refused_number(keep):
     with pytest.raises(BudgetError, match="KEEP is"):
-        Budget("hired", keep)
+        Step("hired", keep)

@@ -3,25 +3,26 @@
     score      a number for every patch                        (the tower's intermediates, or the method itself)
     allocate   how many tokens each tile may keep              (`allocate`)
     select     that many best patches of each tile             (`select`)
+    merge      where the method does: weights of all patches   (`Selection.weights`)
 
 A method is one page (`hired`, `random`) listed in `registry`; an engine talks to the functions of `pipeline` alone:
 
-    budget = Budget.parse("hired:0.2")
-    wanted = required_intermediates(budget, vision, depth)     # {role: name of a tower intermediate}
-    plans = [make_plan(budget, geometry, max_tiles) for geometry in geometries]    # host, from sizes alone
-    slots = capacity(budget, max_tiles, patches_per_tile)      # K, static
-    indices, valid = select_tokens(budget, inputs, stack_plans(plans), slots)      # device, jit-able
+    step = Budget.parse("hired:0.2").step("tokens")
+    wanted = required_intermediates(step, vision, depth)     # {role: name of a tower intermediate}
+    plans = [make_plan(step, geometry, max_tiles) for geometry in geometries]    # host, from sizes alone
+    slots = capacity(step, max_tiles, patches_per_tile)      # K, static
+    indices, valid = select_tokens(step, inputs, stack_plans(plans), slots)      # device, jit-able
 
 Axes of this room: `I` images, `P` tiles of an image (padded to `max_tiles`), `N` patches of a tile, `M = P * N` patches
 of an image, `K` slots.  A patch is named by its flat index `tile * N + patch`, as in `vila_jax.vision.geometry`.
 """
 
 from vila_jax.budgets.count import capacity, total_tokens
-from vila_jax.budgets.method import Method, Plan
+from vila_jax.budgets.method import Method, Plan, Stage, TokenMethod
 from vila_jax.budgets.pipeline import make_plan, required_intermediates, select_tokens, stack_plans
 from vila_jax.budgets.registry import METHODS
 from vila_jax.budgets.select import Selection
-from vila_jax.budgets.spec import Budget
+from vila_jax.budgets.spec import Budget, Step
 
 __all__ = [
     "METHODS",
@@ -29,6 +30,9 @@ __all__ = [
     "Method",
     "Plan",
     "Selection",
+    "Stage",
+    "Step",
+    "TokenMethod",
     "capacity",
     "make_plan",
     "required_intermediates",

@@ -1,12 +1,12 @@
 """How many tokens a budget keeps. Nothing else in the package counts them."""
 
-from vila_jax.budgets.spec import Budget
+from vila_jax.budgets.spec import Step
 from vila_jax.errors import BudgetError
 from vila_jax.vision.geometry import TileGeometry
 
 
-def total_tokens(budget: Budget, geometry: TileGeometry) -> int:
-    """Tokens kept of a picture of this geometry, newline tokens not counted.
+def total_tokens(step: Step, geometry: TileGeometry) -> int:
+    """Tokens that a step leaves of a picture of this geometry, newline tokens not counted.
 
     A fraction is taken of all patches of the picture's tiles, padding included, and truncated in double precision
     (`int(P * N * keep)`, as HiRED does); the result is at least 1 and at most the number of patches that the method
@@ -18,14 +18,16 @@ def total_tokens(budget: Budget, geometry: TileGeometry) -> int:
     Raises:
       BudgetError: more tokens are asked for than the picture has.
     """
-    available = int(budget.rule.candidates(geometry).sum())
-    if isinstance(budget.keep, int):
-        _check_available(budget.keep, available, f"a picture of {geometry.num_tiles} tile(s)")
-        return budget.keep
-    return max(1, min(int(geometry.num_tiles * geometry.patches_per_tile * budget.keep), available))
+    rule = step.token_method
+    available = int(rule.candidates(geometry).sum())
+    if isinstance(step.keep, int):
+        _check_available(step.keep, available, f"a picture of {geometry.num_tiles} tile(s)")
+        return rule.total(step.keep, geometry)
+    asked = max(1, min(int(geometry.num_tiles * geometry.patches_per_tile * step.keep), available))
+    return rule.total(asked, geometry)
 
 
-def capacity(budget: Budget, max_tiles: int, patches_per_tile: int) -> int:
+def capacity(step: Step, max_tiles: int, patches_per_tile: int) -> int:
     """`K`, the static number of token slots of a tile bucket.
 
     At least `total_tokens` of any picture of at most `max_tiles` tiles.
@@ -34,10 +36,10 @@ def capacity(budget: Budget, max_tiles: int, patches_per_tile: int) -> int:
       BudgetError: more tokens are asked for than `max_tiles` tiles have patches.
     """
     patches = max_tiles * patches_per_tile
-    if isinstance(budget.keep, int):
-        _check_available(budget.keep, patches, f"{max_tiles} tile(s)")
-        return budget.keep
-    return max(1, int(patches * budget.keep))
+    if isinstance(step.keep, int):
+        _check_available(step.keep, patches, f"{max_tiles} tile(s)")
+        return step.keep
+    return max(1, int(patches * step.keep))
 
 
 def _check_available(asked: int, available: int, what: str) -> None:

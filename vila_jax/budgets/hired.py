@@ -38,7 +38,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from vila_jax.budgets.allocate import largest_remainder
-from vila_jax.budgets.method import Method, Plan, resolve_block
+from vila_jax.budgets.method import Plan, Selector, resolve_block
 from vila_jax.budgets.select import keep_top
 from vila_jax.errors import BudgetError
 from vila_jax.nn.config import VisionConfig
@@ -46,7 +46,7 @@ from vila_jax.vision.geometry import TileGeometry
 
 
 @dataclasses.dataclass(frozen=True)
-class Hired(Method):
+class Hired(Selector):
     """HiRED.
 
     Options:

@@ -9,31 +9,31 @@ from jaxtyping import Array, Float
 
 from vila_jax.budgets.count import total_tokens
 from vila_jax.budgets.method import Plan
-from vila_jax.budgets.select import Selection, compact
-from vila_jax.budgets.spec import Budget
+from vila_jax.budgets.select import Selection
+from vila_jax.budgets.spec import Step
 from vila_jax.nn.config import VisionConfig
 from vila_jax.vision.geometry import TileGeometry
 
 
-def required_intermediates(budget: Budget, vision: VisionConfig, depth: int) -> dict[str, str]:
-    """The tower intermediates that the budget reads, as `{role: name}`, e.g. `{"score": "cls_attention/22"}`.
+def required_intermediates(step: Step, vision: VisionConfig, depth: int) -> dict[str, str]:
+    """What the step reads of a picture, as `{role: name}`, e.g. `{"score": "cls_attention/22"}`.
 
     Args:
-      budget: the budget.
+      step: a step of the stage `tokens`.
       vision: the vision tower.
       depth: number of blocks of the tower that are built; the last one feeds the projector.
 
     Raises:
       BudgetError: a block does not exist.
     """
-    return budget.rule.intermediates(vision, depth)
+    return step.token_method.intermediates(vision, depth)
 
 
-def make_plan(budget: Budget, geometry: TileGeometry, max_tiles: int, salt: int = 0) -> Plan:
+def make_plan(step: Step, geometry: TileGeometry, max_tiles: int, salt: int = 0) -> Plan:
     """The plan of one picture, padded to `max_tiles` tiles. Runs on the host.
 
     Args:
-      budget: the budget.
+      step: a step of the stage `tokens`.
       geometry: the tiles of the picture, at most `max_tiles`.
       max_tiles: the tile bucket `P`, which alone sets the shapes of the plan.
       salt: any number that names the picture (a checksum, say): methods that draw at random mix it in, so that their
@@ -44,7 +44,7 @@ def make_plan(budget: Budget, geometry: TileGeometry, max_tiles: int, salt: int 
     """
     if geometry.num_tiles > max_tiles:
         raise ValueError(f"a picture of {geometry.num_tiles} tiles does not fit in a bucket of {max_tiles}")
-    rule, total = budget.rule, total_tokens(budget, geometry)
+    rule, total = step.token_method, total_tokens(step, geometry)
     candidates = np.zeros((max_tiles, geometry.patches_per_tile), bool)
     candidates[: geometry.num_tiles] = rule.candidates(geometry)
     order = np.full(candidates.size, -1, np.int32)
@@ -61,20 +61,18 @@ def stack_plans(plans: Sequence[Plan], num_images: int | None = None) -> Plan:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *plans, *[nothing] * missing)
 
 
-def select_tokens(
-    budget: Budget, inputs: Mapping[str, Float[Array, "I P N *width"]], plan: Plan, slots: int
-) -> Selection:
-    """The patches that become tokens. Pure and jit-able, with `budget` and `slots` static.
+def select_tokens(step: Step, inputs: Mapping[str, Float[Array, "I P N *width"]], plan: Plan, slots: int) -> Selection:
+    """The patches that become tokens. Pure and jit-able, with `step` and `slots` static.
 
     Args:
-      budget: the budget.
+      step: a step of the stage `tokens`.
       inputs: `{role: values}` for the roles of `required_intermediates`, tiles grouped by image.
       plan: stacked plans of the images.
       slots: `K`, from `capacity`.
 
     Returns:
-      `indices [I, K]`, flat patch indices in token order, -1 in unused slots, and `valid [I, K]`.
+      The tokens of every picture, in token order.
     """
     plan = jax.tree.map(jnp.asarray, plan)
     with jax.named_scope("select_tokens"):
-        return compact(budget.rule.keep(inputs, plan), plan.order, slots)
+        return step.token_method.choose(inputs, plan, slots)

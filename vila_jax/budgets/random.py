@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from vila_jax.budgets.method import Method, Plan
+from vila_jax.budgets.method import Plan, Selector
 from vila_jax.errors import BudgetError
 from vila_jax.vision.geometry import TileGeometry
 
 
 @dataclasses.dataclass(frozen=True)
-class Random(Method):
+class Random(Selector):
     """Every real patch of a picture is as likely as any other to be kept.
 
     The draw needs no pixel, hence happens on the host; it depends on the seed, the picture's salt and the geometry, but

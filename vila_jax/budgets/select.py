@@ -8,10 +8,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Selection(NamedTuple):
-    """The tokens of each image: flat patch indices (-1 in unused slots) and which slots are used."""
+    """The tokens of each image.
+
+    Attributes:
+      indices: flat index of the patch that a slot shows, or of the one that stands for those merged in it; -1 in unused
+        slots.
+      valid: slots that are used.
+      weights: None where tokens are patches. Otherwise a token is the sum of the features of all patches, in flat
+        order, times these; `Z = M`, or `M + P` where the method reads `class_token`: then those of the tiles follow.
+        Rows of unused slots are arbitrary.
+    """
 
     indices: Int[Array, "I K"]
     valid: Bool[Array, "I K"]
+    weights: Float[Array, "I K Z"] | None = None
 
 
 def keep_top(

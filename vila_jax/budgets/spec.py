@@ -5,11 +5,13 @@
     hired:115                          exactly 115 tokens
     hired:0.2,alpha=0.3,variant=code   options follow, separated by commas
     hired:1                            everything (so does 1.0 and 100%)
+    hired:0.4+fastv:0.5,layer=2        steps at different places of the road, in the order of the road
 
 KEEP is a fraction when it holds a `.` or a `%`, or is 1; otherwise it is a number of tokens.
 """
 
 import dataclasses
+import itertools
 import math
 import re
 import typing
@@ -19,19 +21,26 @@ from decimal import Decimal
 import numpy as np
 
 from vila_jax.budgets import registry
-from vila_jax.budgets.method import Method
+from vila_jax.budgets.method import Method, Stage, TokenMethod
 from vila_jax.errors import BudgetError
 
 OptionValue = bool | int | float | str
 
 _SHAPE = "NAME:KEEP[,OPTION=VALUE…], for example hired:0.2 or hired:115,alpha=0.3"
+_STAGES = typing.get_args(Stage)
+_PLACES: dict[Stage, str] = {
+    "picture": "before the vision tower",
+    "tower": "inside the vision tower",
+    "tokens": "between the vision tower and the decoder",
+    "decoder": "inside the decoder",
+}
 _NUMBER = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)%?")
 _COMBINE = re.compile(r"\+(?=[A-Za-z])")  # so that a method's name may end in a plus
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
-    """A visual-token budget: hashable, hence a static argument of `jax.jit`.
+class Step:
+    """One method with how much it keeps: hashable, hence a static argument of `jax.jit`.
 
     Attributes:
       method: name of a method of the registry.
@@ -53,16 +62,13 @@ class Budget:
         _ = self.rule  # the method checks the values of its options when it is built
 
     @classmethod
-    def parse(cls, text: str) -> "Budget":
-        """Reads a spec such as `hired:0.2,alpha=0.3`; `str(budget)` writes it.
+    def parse(cls, text: str) -> "Step":
+        """Reads a spec of one method, such as `hired:0.2,alpha=0.3`; `str(step)` writes it.
 
         Raises:
-          BudgetError: the text is malformed, or any of the reasons for which a `Budget` is refused.
+          BudgetError: the text is malformed, or any of the reasons for which a `Step` is refused.
         """
-        parts = _COMBINE.split(text.strip())
-        if len(parts) > 1:
-            _refuse_combination([part.partition(":")[0].strip() for part in parts], text)
-        name, colon, rest = (piece.strip() for piece in parts[0].partition(":"))
+        name, colon, rest = (piece.strip() for piece in text.partition(":"))
         keep, *pairs = (piece.strip() for piece in rest.split(","))
         if not name or not colon or not keep:
             raise BudgetError("malformed budget", where=f"budget {text!r}", fix=f"Write {_SHAPE}.")
@@ -80,17 +86,75 @@ class Budget:
         return registry.get(self.method)(**dict(self.options))
 
     @property
+    def token_method(self) -> TokenMethod:
+        """`rule`, of a step of the stage `tokens`."""
+        rule = self.rule
+        if not isinstance(rule, TokenMethod):
+            raise TypeError(f"{self} works at the stage {rule.stage!r}, not on the tokens of a picture")
+        return rule
+
+    @property
     def is_full(self) -> bool:
         """Whether this is no budget at all: the model runs as it would without one, newline tokens included."""
         return self.keep == 1.0 and self.rule.full_is_unbudgeted
 
 
-def _refuse_combination(names: list[str], text: str) -> typing.NoReturn:
-    for name in names:
-        registry.get(name)
-    raise BudgetError(
-        f"combining is not available for {' and '.join(names)}", where=f"budget {text!r}", fix="Give one method."
-    )
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """A visual-token budget: at most one step for every stage of the road, in the order of the road.
+
+    Hashable, hence a static argument of `jax.jit`; programs are given the step that they run, so that budgets which
+    differ elsewhere share them.
+
+    Raises:
+      BudgetError: no step, two of one stage, or steps against the order of the road.
+    """
+
+    steps: tuple[Step, ...]
+
+    def __post_init__(self):
+        if not self.steps:
+            raise BudgetError("a budget without a method", fix=f"Write {_SHAPE}.")
+        for one, other in itertools.pairwise(self.steps):
+            first, second = one.rule.stage, other.rule.stage
+            if first == second:
+                raise BudgetError(
+                    f"{one.method} and {other.method} both work {_PLACES[first]}",
+                    where=f"budget {str(self)!r}",
+                    fix="Give one of them.",
+                )
+            if _STAGES.index(first) > _STAGES.index(second):
+                raise BudgetError(
+                    f"{one.method} works {_PLACES[first]}, after {other.method}",
+                    where=f"budget {str(self)!r}",
+                    fix=f"Write {other}+{one}.",
+                )
+
+    @classmethod
+    def of(cls, method: str, keep: float | int, options: tuple[tuple[str, OptionValue], ...] = ()) -> "Budget":
+        """A budget of one step."""
+        return cls((Step(method, keep, options),))
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """Reads a spec such as `hired:0.4+fastv:0.5,layer=2`; `str(budget)` writes it.
+
+        Raises:
+          BudgetError: the text is malformed, or any of the reasons for which a `Step` or a `Budget` is refused.
+        """
+        return cls(tuple(Step.parse(part) for part in _COMBINE.split(text.strip())))
+
+    def __str__(self) -> str:
+        return "+".join(str(step) for step in self.steps)
+
+    def step(self, stage: Stage) -> Step | None:
+        """The step of a stage; None where there is none or where it keeps everything."""
+        return next((step for step in self.steps if step.rule.stage == stage and not step.is_full), None)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this is no budget at all."""
+        return all(step.is_full for step in self.steps)
 
 
 def _split_pair(pair: str, text: str) -> tuple[str, str]:

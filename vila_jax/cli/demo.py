@@ -150,7 +150,7 @@ def _draw_scenes(
     from vila_jax.cli.overlay import Choice, draw
 
     progress.phase("drawing what is kept")
-    budget, pictures = Budget("hired", KEEP), {}
+    budget, pictures = Budget.of("hired", KEEP), {}
     for number, exhibit in enumerate(exhibits, start=1):
         picture = exhibit.picture
         image = model.preprocessor(picture)

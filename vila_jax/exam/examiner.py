@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from vila_jax.budgets import Budget, total_tokens
+from vila_jax.budgets import Step, total_tokens
 from vila_jax.exam.items import Item, Reply
 from vila_jax.model import Model
 from vila_jax.scenes.world import blank
@@ -120,7 +120,7 @@ class Examiner:
     def _downsampled(self, picture: Image.Image, keep: float) -> _View:
         """The best form of a smaller picture that the tokens pay for."""
         geometry = self.model.preprocessor.geometry((picture.height, picture.width))
-        tokens = total_tokens(Budget("random", keep), geometry)
+        tokens = total_tokens(Step("random", keep), geometry)
         half = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BICUBIC)
         patches = len(self.model.preprocessor.geometry((half.height, half.width)).order())
         if patches <= tokens:

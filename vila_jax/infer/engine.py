@@ -80,8 +80,8 @@ class Engine:
 
         The decoder does not run; without a budget nothing does.
         """
-        used = self.planner.effective(budget)
-        if used is None:
+        tiles = self.planner.tiles([image], budget)
+        if tiles.pictures is None:
             return image.geometry.order()
-        chosen = self.phases.selection(self.planner.tiles([image], used))
+        chosen = self.phases.selection(tiles)
         return np.asarray(chosen.indices[0])[np.asarray(chosen.valid[0])]

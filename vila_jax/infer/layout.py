@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from vila_jax.budgets import Budget, capacity, make_plan, stack_plans, total_tokens
+from vila_jax.budgets import Budget, Step, capacity, make_plan, stack_plans, total_tokens
 from vila_jax.errors import BudgetError, ContextLengthError, PromptError
 from vila_jax.hf.config import ModelConfig
 from vila_jax.infer.buckets import count_bucket, tile_bucket
@@ -101,15 +101,19 @@ class Planner:
         return budget
 
     def visual_count(self, geometry: TileGeometry, budget: Budget | None) -> int:
-        """Visual tokens of a picture of this geometry, known before any pixel is read."""
-        budget = self.effective(budget)
-        if budget is not None:
-            return total_tokens(budget, geometry)
+        """Visual tokens of a picture of this geometry that the decoder is given, known before any pixel is read."""
+        step = self._token_step(budget)
+        if step is not None:
+            return total_tokens(step, geometry)
         return sum(len(segment) for segment in self._segments(geometry, 0))
 
     def segments(self, geometry: TileGeometry, budget: Budget | None) -> int:
         """Placeholders that a picture has in a prompt: one, but for tiles that are written as a picture each."""
-        return len(self._segments(geometry, 0)) if self.effective(budget) is None else 1
+        return len(self._segments(geometry, 0)) if self._token_step(budget) is None else 1
+
+    def _token_step(self, budget: Budget | None) -> Step | None:
+        budget = self.effective(budget)
+        return None if budget is None else budget.step("tokens")
 
     def tower_tiles(self, geometry: TileGeometry) -> int:
         """Tiles of a picture that the tower sees, all scales together."""
@@ -128,9 +132,9 @@ class Planner:
         """
         if not requests:
             raise PromptError("there is no prompt", where="prompt", fix="Give at least one.")
-        budget = self.effective(budget)
+        step = self._token_step(budget)
         images = [image for request in requests for image in request.images]
-        sources = iter(self._sources([image.geometry for image in images], budget))
+        sources = iter(self._sources([image.geometry for image in images], step))
         rows, counts = [], []
         for request in requests:
             own = [segment for _ in request.images for segment in next(sources)]
@@ -149,7 +153,7 @@ class Planner:
         )
 
     def tiles(self, images: Sequence[ProcessedImage], budget: Budget | None) -> Tiles:
-        """Lays out the pictures of a batch, for an `effective` budget.
+        """Lays out the pictures of a batch.
 
         Raises:
           BudgetError: the budget cannot be met.
@@ -161,15 +165,16 @@ class Planner:
         missing = tile_bucket(counts, self._most(counts, self.max_tower_tiles)) - len(pixels)
         pixels = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), pixels.dtype)])
         scales = self._scales(images, rows)
-        if budget is None:
+        step = self._token_step(budget)
+        if step is None:
             return Tiles(pixels, scales, None, Spec(self.config.vlm, self.dtype))
         most = self._most_tiles(geometries)
-        plans = [make_plan(budget, image.geometry, most, zlib.crc32(image.pixels.tobytes())) for image in images]
+        plans = [make_plan(step, image.geometry, most, zlib.crc32(image.pixels.tobytes())) for image in images]
         first = self._first_tiles(geometries)
         tiles = _numbered(first, [geometry.num_tiles for geometry in geometries], (rows, most))
-        slots = self._slots(budget, geometries)
+        slots = self._slots(step, geometries)
         return Tiles(
-            pixels, scales, Pictures(tiles, stack_plans(plans, rows)), Spec(self.config.vlm, self.dtype, budget, slots)
+            pixels, scales, Pictures(tiles, stack_plans(plans, rows)), Spec(self.config.vlm, self.dtype, step, slots)
         )
 
     def _scales(self, images: Sequence[ProcessedImage], rows: int) -> Scales | None:
@@ -206,8 +211,8 @@ class Planner:
             return count_bucket(len(geometries)) * most
         return tile_bucket([geometry.num_tiles for geometry in geometries], most)
 
-    def _slots(self, budget: Budget, geometries: Sequence[TileGeometry]) -> int:
-        return capacity(budget, self._most_tiles(geometries), self.tokens_per_tile)
+    def _slots(self, step: Step, geometries: Sequence[TileGeometry]) -> int:
+        return capacity(step, self._most_tiles(geometries), self.tokens_per_tile)
 
     def _segments(self, geometry: TileGeometry, newline: int) -> list[Int[np.ndarray, " tokens"]]:
         """Rows of a picture's own tiles in token order, one array per placeholder."""
@@ -215,13 +220,13 @@ class Planner:
             return [np.arange(self.tokens_per_tile, dtype=np.int32)]  # a single tile: checked with the config
         return geometry.segments(newline)
 
-    def _sources(self, geometries: list[TileGeometry], budget: Budget | None) -> list[list[Int[np.ndarray, " tokens"]]]:
+    def _sources(self, geometries: list[TileGeometry], step: Step | None) -> list[list[Int[np.ndarray, " tokens"]]]:
         """For every placeholder of every picture, the rows of the batch's table of visual tokens that it points to."""
         if not geometries:
             return []
-        if budget is not None:
-            slots = self._slots(budget, geometries)
-            totals = [total_tokens(budget, geometry) for geometry in geometries]
+        if step is not None:
+            slots = self._slots(step, geometries)
+            totals = [total_tokens(step, geometry) for geometry in geometries]
             return [[i * slots + np.arange(total, dtype=np.int32)] for i, total in enumerate(totals)]
         newline = self._num_rows(geometries) * self.tokens_per_tile
         firsts = self._first_tiles(geometries) * self.tokens_per_tile

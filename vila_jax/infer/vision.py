@@ -20,11 +20,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vila_jax.budgets import Budget, Plan, Selection, required_intermediates, select_tokens
+from vila_jax.budgets import Plan, Selection, Step, required_intermediates, select_tokens
 from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.projector import pool_windows
 from vila_jax.nn.scales import compose, compose_scores
 from vila_jax.nn.vit import Intermediates
+from vila_jax.nn.vlm import VLM
+
+CLASS_TOKEN = "class_token"
+_BEHIND_THE_TOWER = ("features", "projected")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,26 +38,26 @@ class Spec:
     Attributes:
       config: the model.
       dtype: of the computation.
-      budget: how visual tokens are chosen; None keeps all of them.
-      slots: with a budget, `K`, the token slots of every picture.
+      step: how visual tokens are chosen between tower and decoder; None keeps all of them.
+      slots: with a step, `K`, the token slots of every picture.
     """
 
     config: VLMConfig
     dtype: str
-    budget: Budget | None = None
+    step: Step | None = None
     slots: int = 0
 
     @property
     def roles(self) -> dict[str, str]:
-        """What the budget reads of the tower: `{role: name of an intermediate}`."""
-        if self.budget is None:
+        """What the step reads: `{role: name}`, see `vila_jax.budgets.TokenMethod`."""
+        if self.step is None:
             return {}
-        return required_intermediates(self.budget, self.config.vision, self.config.vision_depth)
+        return required_intermediates(self.step, self.config.vision, self.config.vision_depth)
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """The names of `roles`, each once."""
-        return tuple(dict.fromkeys(self.roles.values()))
+        """The intermediates of the tower among them, each once."""
+        return tuple(dict.fromkeys(name for name in self.roles.values() if name not in _BEHIND_THE_TOWER))
 
 
 class Scales(NamedTuple):
@@ -130,37 +134,67 @@ def visual_tokens(
     """Selects and projects.
 
     All tokens:     tile after tile (block after block), `R x M` rows, then the newline (if the model has one).
-    With a budget:  picture after picture, `I x K` rows. Cells are chosen before they are projected, each by itself, so
-                    that the result is the same and only the chosen ones are projected.
+    With a budget:  picture after picture, `I x K` rows. Cells are chosen, or merged, before they are projected, each by
+                    itself, so that for chosen ones the result is the same and only they are projected.
     """
     model = nnx.merge(graphdef, state)
     cells = model.merge(block_features(encoded, scales))
     if pictures is None:
         visual = model.project(cells)
         return VisualTokens(model.with_newline(visual.reshape(-1, visual.shape[-1])), None)
-    chosen = select(encoded, scales, pictures, spec)
-    index, per_tile = jnp.maximum(chosen.indices, 0), cells.shape[1]
-    tile = jnp.take_along_axis(pictures.tiles, index // per_tile, axis=1)
-    visual = model.project(cells[tile, index % per_tile])
+    chosen = select(model, encoded, cells, scales, pictures, spec)
+    visual = model.project(_tokens(cells, encoded, chosen, pictures, spec))
     return VisualTokens(visual.reshape(-1, visual.shape[-1]), chosen.valid.reshape(-1))
+
+
+def _tokens(
+    cells: Float[Array, "Q M Dm"], encoded: Encoded, chosen: Selection, pictures: Pictures, spec: Spec
+) -> Float[Array, "I K Dm"]:
+    """The chosen cells, or the sums that were chosen; see `Selection`."""
+    if chosen.weights is None:
+        index, per_tile = jnp.maximum(chosen.indices, 0), cells.shape[1]
+        tile = jnp.take_along_axis(pictures.tiles, index // per_tile, axis=1)
+        return cells[tile, index % per_tile]
+    own = cells[pictures.tiles]
+    own = own.reshape(own.shape[0], -1, own.shape[-1])
+    if CLASS_TOKEN in spec.wanted:
+        own = jnp.concatenate([own, encoded.intermediates[CLASS_TOKEN][pictures.tiles]], axis=1)
+    merged = jnp.einsum("IKM,IMD->IKD", chosen.weights, own, preferred_element_type=jnp.float32)
+    return merged.astype(cells.dtype)
 
 
 def selection(
     graphdef: nnx.GraphDef, state: nnx.State, encoded: Encoded, scales: Scales | None, pictures: Pictures, *, spec: Spec
 ) -> Selection:
-    """The cells of every picture that the budget keeps; reads no weights."""
-    del graphdef, state
-    return select(encoded, scales, pictures, spec)
+    """The tokens of every picture, before they are projected."""
+    model = nnx.merge(graphdef, state)
+    return select(model, encoded, model.merge(block_features(encoded, scales)), scales, pictures, spec)
 
 
-def select(encoded: Encoded, scales: Scales | None, pictures: Pictures, spec: Spec) -> Selection:
-    """The cells of every picture that the budget keeps, by attention summed over heads and over a cell's patches."""
-    assert spec.budget is not None
-    by_picture = {
-        role: _cell_scores(encoded.intermediates[name], scales, spec.config.projector.window)[pictures.tiles]
-        for role, name in spec.roles.items()
-    }
-    return select_tokens(spec.budget, by_picture, pictures.plan, spec.slots)
+def select(
+    model: VLM,
+    encoded: Encoded,
+    cells: Float[Array, "Q M Dm"],
+    scales: Scales | None,
+    pictures: Pictures,
+    spec: Spec,
+) -> Selection:
+    """The tokens of every picture: scores are summed over heads, and over a cell's patches; keys are their mean."""
+    assert spec.step is not None
+    window = spec.config.projector.window
+
+    def values(name: str) -> Float[Array, "Q M *width"]:
+        if name == "features":
+            return cells
+        if name == "projected":
+            return model.project(cells)
+        found = encoded.intermediates[name]
+        if name == CLASS_TOKEN:
+            return found[:, None]
+        return _cell_keys(found, scales, window) if found.ndim == 4 else _cell_scores(found, scales, window)
+
+    by_picture = {role: values(name)[pictures.tiles] for role, name in spec.roles.items()}
+    return select_tokens(spec.step, by_picture, pictures.plan, spec.slots)
 
 
 def _cell_scores(scores: Float[Array, "R N P"], scales: Scales | None, window: int) -> Float[Array, "Q M"]:
@@ -169,3 +203,13 @@ def _cell_scores(scores: Float[Array, "R N P"], scales: Scales | None, window: i
         blocks = compose_scores(scores, scales.tiles, scales.index)
         scores = blocks.reshape(-1, *blocks.shape[2:])
     return pool_windows(jnp.sum(scores, axis=1), window)
+
+
+def _cell_keys(keys: Float[Array, "R P N H"], scales: Scales | None, window: int) -> Float[Array, "Q M N H"]:
+    """Keys of patches -> of cells: the sum over the patches of a cell, of which methods read only the direction."""
+    flat = keys.reshape(*keys.shape[:2], -1).swapaxes(1, 2)
+    if scales is not None:
+        blocks = compose_scores(flat, scales.tiles, scales.index)
+        flat = blocks.reshape(-1, *blocks.shape[2:])
+    pooled = jax.vmap(pool_windows, in_axes=(1, None), out_axes=2)(flat, window)
+    return pooled.reshape(*pooled.shape[:2], *keys.shape[2:])

@@ -41,10 +41,15 @@ class VLM(nnx.Module):
     def encode(
         self, pixels: Float[Array, "R 3 h w"], wanted: Collection[str] = ()
     ) -> tuple[Float[Array, "R P Dv"], Intermediates]:
-        """Tower features of normalised tiles, one vector per patch (and the class token, if the model keeps it)."""
-        states, intermediates = self.vision_tower(pixels, wanted)
+        """Tower features of normalised tiles, one vector per patch (and the class token, if the model keeps it).
+
+        Beside the intermediates of the tower, `class_token` may be wanted: its feature, `[R, 1, Dv]`.
+        """
+        states, intermediates = self.vision_tower(pixels, [name for name in wanted if name != "class_token"])
         chosen = [states[i] for i in self.feature_layers]
         features = chosen[0] if len(chosen) == 1 else jnp.concatenate(chosen, axis=-1)
+        if "class_token" in wanted:
+            intermediates["class_token"] = features[:, :1]
         return features[:, 1:] if self.drops_class_token else features, intermediates
 
     def merge(self, features: Float[Array, "R P Dv"]) -> Float[Array, "R M Dm"]:
