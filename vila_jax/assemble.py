@@ -28,8 +28,9 @@ def make_form(checkpoint: Checkpoint) -> PromptForm:
             where=str(checkpoint.tokenizer_folder),
             fix="Use the tokenizer that was published with these weights.",
         )
-    dynamic = config.pictures is not None and config.pictures.mode == "dynamic"
-    return prompt_form(tokenizer, config.era, dynamic=dynamic)
+    dynamic, tsp = config.pictures is not None and config.pictures.mode == "dynamic", config.video.tsp
+    pool_texts = None if tsp is None else (tsp.start_tokens, tsp.end_tokens, tsp.sep_tokens)
+    return prompt_form(tokenizer, config.era, dynamic=dynamic, pool_texts=pool_texts)
 
 
 def make_style(

@@ -1,5 +1,6 @@
 """The public face: `from_pretrained`, and a `Model` that answers."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +21,13 @@ from vila_jax.hf.checkpoint import Checkpoint, open_checkpoint
 from vila_jax.hf.load import OnTensor, load_state
 from vila_jax.infer.answers import Answers, Generation, Row
 from vila_jax.infer.engine import Engine, OnCompile
-from vila_jax.infer.layout import Request
+from vila_jax.infer.layout import Medium, Request
 from vila_jax.infer.sampler import SamplingOptions
 from vila_jax.text.messages import VideoSource, fill_images
 from vila_jax.text.prompts import PromptForm
 from vila_jax.text.styles import Style
 from vila_jax.vision.open import open_image
+from vila_jax.vision.pooling import PooledVideo
 from vila_jax.vision.preprocess import Preprocessor, ProcessedImage
 from vila_jax.vision.video import open_frames
 from vila_jax.vision.vila import VilaPreprocessor
@@ -36,8 +38,16 @@ OWN = "own"
 
 Messages = Sequence[dict[str, Any]]
 
-NUM_FRAMES = 8
-"""Of a video, where the checkpoint does not say."""
+Writer = Callable[[Any, Sequence[int | None]], str]
+"""Makes a text of a prompt and what it shows: for each video its number of frames, for each picture None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedPrompt:
+    """A tokenised prompt, with placeholders for the pictures and videos that it shows in this order."""
+
+    token_ids: list[int]
+    media: list[Medium]
 
 
 class Model:
@@ -142,7 +152,7 @@ class Model:
         if max_new_tokens < 1:
             raise PromptError(f"got {max_new_tokens}", where="max_new_tokens", fix="Ask for at least one token.")
         chosen = self._budget(budget)
-        requests = self._requests(prompt, images, messages, chosen)
+        requests = [self._spliced(encoded) for encoded in self._encoded(prompt, images, messages, chosen)]
         seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(requests)
         if len(seeds) != len(requests):
             raise PromptError(
@@ -164,7 +174,7 @@ class Model:
     ) -> Float[np.ndarray, "T C"]:
         """Float32 logits at every position of the spliced prompt: text and kept visual tokens."""
         chosen = self._budget(budget)
-        return self.engine.logits(self._single(prompt, images, messages, chosen), budget=chosen)
+        return self.engine.logits(self._spliced(self._single(prompt, images, messages, chosen)), budget=chosen)
 
     def embeddings(
         self,
@@ -176,7 +186,7 @@ class Model:
     ) -> Float[np.ndarray, "T D"]:
         """What the decoder reads: the embeddings of the spliced prompt."""
         chosen = self._budget(budget)
-        return self.engine.embeddings(self._single(prompt, images, messages, chosen), budget=chosen)
+        return self.engine.embeddings(self._spliced(self._single(prompt, images, messages, chosen)), budget=chosen)
 
     def token_ids(
         self,
@@ -186,18 +196,11 @@ class Model:
         messages: Messages | None = None,
         budget: BudgetLike = OWN,
     ) -> list[int]:
-        """Ids of a prompt, with one placeholder (`form.image_id`) per picture, or per tile that is written as one."""
-        ids, placeholder = [], self.config.image_token_id
-        skip = 0
-        for token in self._single(prompt, images, messages, self._budget(budget)).token_ids:
-            if skip:
-                skip -= 1
-            elif token == placeholder:
-                ids.append(self.form.image_id)
-                skip = len(self.form.after_image)
-            else:
-                ids.append(token)
-        return ids
+        """Ids of a prompt, with one placeholder (`form.image_id`) per picture, or per tile that is written as one.
+
+        A pooled video has one placeholder as well, the id of `<vila/video>`.
+        """
+        return self._single(prompt, images, messages, self._budget(budget)).token_ids
 
     def features(self, image: ProcessedImage) -> Float[np.ndarray, "P N Dv"]:
         """What the vision tower says of every patch of a picture's tiles; see `preprocessor` for the tiles."""
@@ -212,15 +215,15 @@ class Model:
             return self.budget
         return parse_budget(budget, self.checkpoint)
 
-    def _single(self, prompt: Any, images: Any, messages: Any, budget: Budget | None) -> Request:
+    def _single(self, prompt: Any, images: Any, messages: Any, budget: Budget | None) -> EncodedPrompt:
         if not _is_single(prompt, messages):
             raise PromptError("expected a single prompt", where="prompt", fix="Call it for one prompt after another.")
-        [request] = self._requests(prompt, images, messages, budget)
-        return request
+        [encoded] = self._encoded(prompt, images, messages, budget)
+        return encoded
 
-    def _requests(
+    def _encoded(
         self, prompt: Any, images: Sequence[Any] | None, messages: Any, budget: Budget | None
-    ) -> list[Request]:
+    ) -> list[EncodedPrompt]:
         """Tokenised prompts with prepared pictures, one per row."""
         if (prompt is None) == (messages is None):
             raise PromptError("expected either a prompt or messages", where="prompt", fix="Give exactly one of them.")
@@ -228,33 +231,53 @@ class Model:
         if prompt is not None:
             prompts = [prompt] if single else list(prompt)
             sources = _per_row(images, len(prompts), single)
-            write: Callable[[Any, Sequence[int]], str] = self.form.place_frames
+            write: Writer = self.form.place_frames
         else:
             prompts = [messages] if single else list(messages)
             given = _per_row(images, len(prompts), single)
             sources = [fill_images(c, g) for c, g in zip(prompts, given, strict=True)]
             write = self._render
-        return [self._request(write, own, media, budget) for own, media in zip(prompts, sources, strict=True)]
+        return [self._encode(write, own, media, budget) for own, media in zip(prompts, sources, strict=True)]
 
-    def _render(self, messages: Messages, frames: Sequence[int]) -> str:
-        return self.form.render(messages, self.style, frames)
+    def _render(self, messages: Messages, media: Sequence[int | None]) -> str:
+        return self.form.render(messages, self.style, media)
 
-    def _request(
-        self, write: Callable[[Any, Sequence[int]], str], prompt: Any, sources: Sequence[Any], budget: Budget | None
-    ) -> Request:
-        """One row: `write` makes a text of the prompt and the numbers of frames of its videos."""
-        media = [self._frames(s) if isinstance(s, VideoSource) else [open_image(s)] for s in sources]
-        text = write(prompt, [len(own) for own, s in zip(media, sources, strict=True) if isinstance(s, VideoSource)])
-        images = self.preprocessor.pictures([image for own in media for image in own])
-        ids = self.form.encode(text, [self.engine.planner.segments(image.geometry, budget) for image in images])
-        placeholder = [self.config.image_token_id, *self.form.after_image]
-        spliced = [i for token in ids for i in (placeholder if token == self.form.image_id else [token])]
-        return Request(spliced, images)
+    def _encode(self, write: Writer, prompt: Any, sources: Sequence[Any], budget: Budget | None) -> EncodedPrompt:
+        """One row, its pictures and videos prepared."""
+        opened = [self._frames(s) if isinstance(s, VideoSource) else [open_image(s)] for s in sources]
+        videos = [isinstance(source, VideoSource) for source in sources]
+        text = write(prompt, [len(own) if video else None for own, video in zip(opened, videos, strict=True)])
+        media = self._prepared(opened, videos)
+        pictures = [medium for medium in media if isinstance(medium, ProcessedImage)]
+        segments = [self.engine.planner.segments(picture.geometry, budget) for picture in pictures]
+        return EncodedPrompt(self.form.encode(text, segments), media)
+
+    def _spliced(self, encoded: EncodedPrompt) -> Request:
+        """With what the model reads in the places of pictures and videos."""
+        tsp = self.config.video.tsp
+        videos = [medium for medium in encoded.media if isinstance(medium, PooledVideo)]
+        pooled = [tsp.pooled_frames(len(video.frames)) for video in videos] if tsp is not None else []
+        return Request(self.form.splice(encoded.token_ids, self.config.image_token_id, pooled), encoded.media)
 
     def _frames(self, video: VideoSource) -> list[Image.Image]:
-        """The frames of a video, as many as the checkpoint was trained with."""
-        raw = self.checkpoint.raw_config
-        return open_frames(video.source, raw.get("num_video_frames") or NUM_FRAMES, fps=raw.get("fps"))
+        """The frames of a video: as many as are asked for, else as the checkpoint was trained with."""
+        if video.num_frames is not None:
+            return open_frames(video.source, video.num_frames)
+        return open_frames(video.source, self.config.video.num_frames, fps=self.config.video.fps)
+
+    def _prepared(self, opened: list[list[Image.Image]], videos: list[bool]) -> list[Medium]:
+        """The pictures of a prompt, and its videos: pooled ones whole, of others every frame as a picture."""
+        tsp, preprocessor = self.config.video.tsp, self.preprocessor
+        if tsp is None or not any(videos):
+            return list(preprocessor.pictures([image for own in opened for image in own]))
+        assert isinstance(preprocessor, VilaPreprocessor)
+        pictures = iter(preprocessor.pictures([own[0] for own, video in zip(opened, videos, strict=True) if not video]))
+        for number, frames in enumerate(own for own, video in zip(opened, videos, strict=True) if video):
+            tsp.check_frames(len(frames), where=f"video {number}")
+        return [
+            PooledVideo(tuple(preprocessor.frames(own))) if video else next(pictures)
+            for own, video in zip(opened, videos, strict=True)
+        ]
 
 
 def _is_single(prompt: Any, messages: Any) -> bool:

@@ -1,6 +1,7 @@
 """The commands on VILA checkpoints of every layout: a photo, a video, examples in the prompt."""
 
 import json
+import shutil
 
 import pytest
 import skimage.data
@@ -78,6 +79,47 @@ def test_ask_about_a_photo_with_and_without_a_budget(ask, checkpoints, photo, na
 def test_a_video_is_eight_pictures(ask, checkpoints, video, name):
     answer = ask(checkpoints / name, "--video", video, "--prompt", "What happens?")
     assert answer["visual_tokens"]["full"] == 8 * 4
+
+
+@pytest.fixture(scope="module")
+def pooling(golden, tmp_path_factory):
+    """A checkpoint whose videos are pooled."""
+    folder = tmp_path_factory.mktemp("pooling") / "model"
+    shutil.copytree(golden / "vila" / "checkpoints" / "nvila_lite_qwen2_dynamic", folder)
+    config = json.loads((folder / "config.json").read_text())
+    options = {"pool_sizes": [[4, 1, 1], [2, 2, 2]], "sep_tokens": "\n"}
+    encoder = json.dumps({"_target_": "llava.model.encoders.TSPVideoEncoder", **options})
+    (folder / "config.json").write_text(json.dumps(config | {"video_encoder": encoder}))
+    return folder
+
+
+def test_a_video_is_pooled(ask, vila_jax_cli, pooling, video):
+    question = pooling, "--video", video, "--prompt", "What happens?"
+    assert ask(*question)["visual_tokens"] == {"full": 2 * 4 + 4, "kept": 2 * 4 + 4}
+    assert ask(*question, "--num-frames", 4)["visual_tokens"]["full"] == 4 + 2
+    code, _, err = vila_jax_cli("ask", *question, "--num-frames", 6)
+    assert code == 6 and "6 frames cannot be pooled by 4" in err and "--num-frames" in err
+    code, _, err = vila_jax_cli("ask", *question, "--budget", "hired:0.5")
+    assert code == 7 and "without a budget" in err
+
+
+def test_inspect_says_what_becomes_of_a_video(vila_jax_cli, checkpoints, pooling, tmp_path):
+    def described(folder) -> tuple[dict, str]:
+        facts, table = (vila_jax_cli("inspect", folder, *json_)[1] for json_ in (["--json"], []))
+        return json.loads(facts)["video"], " ".join(table.replace("│", " ").split())
+
+    facts, table = described(checkpoints / "nvila_lite_qwen2_dynamic")
+    assert facts == {"encoder": "basic", "frames": 8, "fps": None, "tokens": 32}
+    assert "8 frames, read as pictures: 32 visual tokens" in table
+    facts, table = described(pooling)
+    assert (facts["encoder"], facts["frames"], facts["tokens"]) == ("tsp", 8, 12)
+    assert facts["pool_sizes"] == [[4, 1, 1], [2, 2, 2]]
+    assert "pooled by 4 x 1 x 1 and 2 x 2 x 2 (TSP)" in table and "12 visual tokens" in table
+    config = json.loads((pooling / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_video_frames": 6, "fps": 2.0}))
+    facts, table = described(tmp_path)
+    assert facts["tokens"] is None and "6 frames at most, 2 a second" in table
+    assert "a pool size does not divide the frames" in table
 
 
 @pytest.mark.parametrize("name", ["v1_single_folder", "nvila_lite_qwen2_dynamic"])

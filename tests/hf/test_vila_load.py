@@ -1,7 +1,5 @@
 """Every tensor of a VILA checkpoint lands in its place, and the name of every weight is found both ways."""
 
-import json
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ import torch
 from flax import nnx
 from safetensors.torch import load_file, save_file
 
-from tests.hf.vila import CHECKPOINTS, GOLDEN, NAMES, all_tensors, copy, edit_json, edit_tensors
+from tests.hf.vila import CHECKPOINTS, GOLDEN, NAMES, all_tensors, copy, edit_json, edit_tensors, with_intern_vit
 from tests.published import VILA
 from vila_jax.dist.mesh import make_mesh
 from vila_jax.errors import CheckpointError
@@ -197,15 +195,7 @@ def test_positions_of_another_resolution(tmp_path):
 @pytest.fixture
 def intern(tmp_path):
     """A VILA1.5 with the InternViT of the golden vectors as its tower."""
-    golden = np.load(GOLDEN / "modules" / "intern_vit.npz")
-    folder = copy(VILA15, tmp_path)
-    tower = {name.removeprefix("param/"): torch.tensor(golden[name]) for name in golden if name.startswith("param/")}
-    save_file(tower, folder / "vision_tower" / "model.safetensors")
-    described = json.loads((GOLDEN / "modules" / "intern_vit.json").read_text())["config"]
-    (folder / "vision_tower" / "config.json").write_text(json.dumps(described | {"use_flash_attn": True}))
-    (folder / "vision_tower" / "preprocessor_config.json").write_text('{"image_processor_type": "InternVisionP"}')
-    edit_json(folder / "config.json", mm_vision_select_layer=-1, mm_vision_select_feature="patch")
-    return folder, golden
+    return with_intern_vit(copy(VILA15, tmp_path))
 
 
 def test_intern_vit(intern):

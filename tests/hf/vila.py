@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -78,3 +79,15 @@ def with_llava_projector(folder: pathlib.Path, **config: Any) -> pathlib.Path:
     projector = {name: torch.randn(shape) * 0.2 for name, shape in shapes.items()}
     edit_tensors(folder / "mm_projector" / "model.safetensors", lambda _: projector)
     return folder
+
+
+def with_intern_vit(folder: pathlib.Path) -> tuple[pathlib.Path, np.lib.npyio.NpzFile]:
+    """A VILA1.5 whose tower is the golden InternViT, in the files and keys of VILA1.5-40b; and the golden vectors."""
+    golden = np.load(GOLDEN / "modules" / "intern_vit.npz")
+    tower = {name.removeprefix("param/"): torch.tensor(golden[name]) for name in golden if name.startswith("param/")}
+    save_file(tower, folder / "vision_tower" / "model.safetensors")
+    described = json.loads((GOLDEN / "modules" / "intern_vit.json").read_text())["config"]
+    (folder / "vision_tower" / "config.json").write_text(json.dumps(described | {"use_flash_attn": True}))
+    (folder / "vision_tower" / "preprocessor_config.json").write_text('{"image_processor_type": "InternVisionP"}')
+    edit_json(folder / "config.json", mm_vision_select_layer=-1, mm_vision_select_feature="patch")
+    return folder, golden

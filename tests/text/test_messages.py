@@ -97,6 +97,13 @@ def test_videos_are_marked_among_the_images():
     assert fill_images(messages, ["e.png", "f"]) == fill_images(messages, ["e.png", VideoSource("f")]) == expected
 
 
+def test_videos_may_say_their_number_of_frames():
+    assert collect_images([user(video(path="a", num_frames=16))]) == [VideoSource("a", 16)]
+    for wrong in (0, "16", 2.5, True):
+        with pytest.raises(PromptError, match=r'messages\[0\].content\[0\]: "num_frames" must be a whole number'):
+            collect_images([user(video(path="a", num_frames=wrong))])
+
+
 def test_videos_become_their_frames():
     messages = [user(video(path="a"), TEXT), {"role": "assistant", "content": "an answer"}, user(TEXT, video())]
     frames = videos_as_images(messages, [2, 1])
@@ -110,3 +117,4 @@ def test_interleaved_text():
     parts = [TEXT, image(path="a"), {"type": "text", "text": " there"}, image()]
     assert interleaved_text(parts, "<image>") == "hi<image> there<image>"
     assert interleaved_text("as <image> it is", "<img>") == "as <image> it is"
+    assert interleaved_text([video(path="a"), TEXT, image()], "<image>", "<video>") == "<video>hi<image>"

@@ -60,13 +60,14 @@ def loaded(checkpoints):
 
 @pytest.fixture(scope="module")
 def forms(loaded):
-    """The forms by name: both eras of the Llama tokenizer, and NVILA's with and without tiles."""
+    """The forms by name: both eras of the Llama tokenizer; NVILA's with and without tiles, and pooling videos."""
     llama, qwen = loaded["vila15_llama_siglip"], loaded["nvila_qwen2_dynamic_s2"]
     return {
         "vila1.5": prompt_form(llama, "vila1.5"),
         "nvila-llama": prompt_form(llama, "nvila"),
         "nvila": prompt_form(qwen, "nvila"),
         "dynamic": prompt_form(qwen, "nvila", dynamic=True),
+        "pooled": prompt_form(qwen, "nvila", dynamic=True, pool_texts=("one", None, "two")),
     }
 
 
@@ -288,6 +289,46 @@ def test_videos_in_raw_prompts_of_one_frame(forms):
         forms["dynamic"].place_frames("<vila/video>Why?", [])
     with pytest.raises(PromptError, match="0 video placeholders, but 1 videos"):
         forms["dynamic"].render([user(IMAGE)], None, [1])
+
+
+@pytest.mark.parametrize("name", ["vila1.5", "dynamic", "pooled"])
+def test_pictures_and_videos_keep_their_order(name, forms):
+    text = "<image> or <vila/video>?"
+    assert forms[name].place_frames(text, [None, 2])
+    with pytest.raises(PromptError, match=r"given in another order.*<image> and <vila/video>"):
+        forms[name].place_frames(text, [2, None])
+
+
+def test_pooled_videos_keep_their_placeholder(forms):
+    form, tokenizer = forms["pooled"], forms["pooled"].tokenizer
+    messages = [user(IMAGE, VIDEO, text("Why?")), assistant("x"), user(VIDEO, text("y "))]
+    written = form.render(messages, None, [None, 2, 1])
+    assert "user\n<image>\n<vila/video>Why?<|im_end|>" in written and "user\n<vila/video>y<|im_end|>" in written
+    assert form.place_frames(written, [None, 2, 1]) == written
+    ids = form.encode(written, [1])
+    assert ids == tokenizer.encode(written) and ids.count(form.image_id) == 1
+    with pytest.raises(PromptError, match="2 video placeholders, but 1 videos"):
+        form.render(messages, None, [None, 2])
+
+
+def test_splicing_writes_what_the_encoders_put_around_visual_tokens(forms):
+    form = forms["pooled"]
+    start, sep, a, b = (form.tokenizer.encode(words) for words in ("one", "two", "a", "b"))
+    ids = form.encode("a<vila/video>b<image>", [1])
+    pooled = [*start, -1, *start, -1, *sep, *start, -1, *sep]  # two pooled frames, then one; nothing ends a frame
+    assert form.splice(ids, -1, [(2, 1)]) == [*a, *pooled, *b, -1, 198]
+    several = form.splice(form.encode("<vila/video><vila/video>", []), -1, [(1,), (2,)])
+    assert several == [*start, -1, *sep, *start, -1, *start, -1, *sep]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("vila1.5", [-1]), ("nvila", [-1, 198]), ("nvila-llama", [-1, 1, 362, 13])]
+)
+def test_splicing_of_pictures(name, expected, forms):
+    form = forms[name]
+    ids = form.encode("a<image><image>b", [1, 1])
+    at = ids.index(form.image_id)
+    assert form.splice(ids, -1) == [*ids[:at], *expected, *expected, *ids[at + 2 :]]
 
 
 @pytest.mark.parametrize("name", ["vila1.5", "dynamic"])

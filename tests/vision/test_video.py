@@ -63,6 +63,19 @@ def folder(tmp_path) -> pathlib.Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_frames_is_sampled_evenly(folder, kind):
+    frames = kind([drawn(0), np.asarray(drawn(1)), folder / "frame2.png", str(folder / "frame3.png")])
+    assert numbers(open_frames(frames, 4)) == numbers(open_frames(frames, 4, fps=1)) == [0, 1, 2, 3]
+    assert numbers(open_frames(frames, 2)) == [0, 3]
+    with pytest.raises(ImageError, match="list of frames is empty"):
+        open_frames(kind(), 2)
+    with pytest.raises(ImageError, match="more frames than the limit of 3"):
+        open_frames(frames, 2, max_frames=3)
+    with pytest.raises(ImageError, match="48 x 64 pixels"):
+        open_frames(frames, 2, max_pixels=64 * 48 - 1)
+
+
 # Sampling ---------------------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image", metavar="F", action="append", default=[], help="a picture; repeat it for several, in order"
     )
     parser.add_argument("--video", metavar="F", help="a video file, or a folder of frames, shown after the pictures")
+    parser.add_argument(
+        "--num-frames", metavar="N", type=arguments.whole(1), help="frames of the video (default: the checkpoint's own)"
+    )
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="the question")
     parser.add_argument("--raw-prompt", action="store_true", help="take the prompt as it is, <image> included")
     parser.add_argument("--style", metavar="NAME", help="conversation style (default: the one of the checkpoint)")
@@ -91,7 +94,7 @@ def _answer(model: "Model", args: argparse.Namespace, images: list[Any], progres
     from vila_jax.text.messages import VideoSource
 
     progress.phase("preparing the request")
-    videos = [] if args.video is None else [VideoSource(args.video)]
+    videos = [] if args.video is None else [VideoSource(args.video, args.num_frames)]
     prompt: dict[str, Any] = {"prompt": args.prompt, "images": [*images, *videos]}
     if not args.raw_prompt:
         content = [{"type": "image", "image": image} for image in images]

@@ -1,6 +1,7 @@
 """Everything that `vila-jax inspect` says about a checkpoint, as plain data. No weight is read."""
 
 import collections
+import dataclasses
 from typing import Any
 
 import jax
@@ -128,6 +129,23 @@ def era(checkpoint: Checkpoint) -> Facts | None:
         "token_order": "column by column" if config.pictures.column_major else "row by row",
         "after_image": after,
     }
+
+
+def video(checkpoint: Checkpoint) -> Facts | None:
+    """How a video of VILA becomes visual tokens, and how many; None for LLaVA.
+
+    `tokens` is None where the checkpoint's own number of frames cannot be pooled.
+    """
+    config = checkpoint.config
+    video, tsp = config.video, config.video.tsp
+    if config.pictures is None:
+        return None
+    facts: Facts = {"encoder": "basic" if tsp is None else "tsp", "frames": video.num_frames, "fps": video.fps}
+    side = config.pictures.cells
+    if tsp is None:
+        return {**facts, "tokens": video.num_frames * side**2}
+    whole = all(video.num_frames % frames == 0 for frames, _, _ in tsp.pool_sizes)
+    return {**facts, "tokens": tsp.num_tokens(video.num_frames, side) if whole else None, **dataclasses.asdict(tsp)}
 
 
 def parameters(checkpoint: Checkpoint, itemsize: int) -> list[Facts]:

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         **description.network(checkpoint),
         "prompts": description.prompts(checkpoint, args.model),
         "era": description.era(checkpoint),
+        "video": description.video(checkpoint),
         "weights": description.weights(checkpoint, problem),
         "parameters": description.parameters(checkpoint, dtype.itemsize),
         "pictures": description.visual_tokens(checkpoint, budgets),
@@ -127,6 +128,7 @@ def _parts(facts: dict[str, Any]) -> Any:
     table.add_row("conversation", style if prompts["styles"] else "chat template of the checkpoint")
     if facts["era"] is not None:
         table.add_row("era", _era(facts["era"]))
+        table.add_row("video", _video(facts["video"]))
     table.add_row("special tokens", ", ".join(_token(*item) for item in prompts["special_tokens"].items()))
     table.add_row("weights", _weights(facts["weights"]))
     return table
@@ -139,6 +141,19 @@ def _era(era: dict[str, Any]) -> str:
         f"{era['name']} ({terminal.plain(era['reason'])}): pictures as {era['pictures']}, tokens {era['token_order']}"
         f"{behind}"
     )
+
+
+def _video(video: dict[str, Any]) -> str:
+    rate = f" at most, {video['fps']:g} a second" if video["fps"] else ""
+    frames = f"{video['frames']} frame{'s'[: video['frames'] > 1]}{rate}"
+    if video["encoder"] == "basic":
+        return f"{frames}, read as pictures: {video['tokens']:,} visual tokens"
+    pools = " and ".join(" x ".join(map(str, size)) for size in video["pool_sizes"])
+    texts = [f"{name} {video[f'{name}_tokens']!r}" for name in ("start", "end", "sep") if video[f"{name}_tokens"]]
+    written = f" ({terminal.plain(', '.join(texts))})" if texts else ""
+    none = terminal.bad("a pool size does not divide the frames")
+    count = none if video["tokens"] is None else f"{video['tokens']:,} visual tokens"
+    return f"{frames}, pooled by {pools} (TSP){written}: {count}"
 
 
 def _token(kind: str, token: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from vila_jax.hf.section import Section, supported
 from vila_jax.nn.config import VLMConfig
+from vila_jax.vision.pooling import VideoConfig
 from vila_jax.vision.vila_config import VilaPictures
 
 Layout = Literal["llava", "folders", "v1"]
@@ -37,6 +38,7 @@ class ModelConfig:
       pictures: how VILA cuts pictures; None for LLaVA, whose processor files say it.
       template: `chat_template` of VILA's root config.
       position_resize: how the tower's positions are resized at load, if they are of another size than its tiles.
+      video: how videos are sampled and encoded.
     """
 
     vlm: VLMConfig
@@ -54,6 +56,7 @@ class ModelConfig:
     pictures: VilaPictures | None = None
     template: str | None = None
     position_resize: Literal["linear", "bicubic"] | None = None
+    video: VideoConfig = dataclasses.field(default_factory=VideoConfig)
 
     @property
     def max_tiles(self) -> int:

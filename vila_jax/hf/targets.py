@@ -106,6 +106,8 @@ def _refuse(config: ModelConfig, to: str) -> None:
         problems.append(f"a projector of {len(projector.widths) - 1} layers (it has two)")
     if pictures is not None and pictures.mode not in _SINGLE_TILE:
         problems.append(f"pictures cut by {pictures.mode!r} (they are one tile)")
+    if config.video.tsp is not None:
+        problems.append("videos that are pooled (TSP)")
     if vision.kind == "intern" or (to == "llava" and vision.kind != "clip"):
         problems.append({"intern": "an InternViT tower", "siglip": "a SigLIP tower"}[vision.kind])
     if to == "llava" and config.vlm.has_newline:

@@ -7,7 +7,6 @@ read.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -24,10 +23,12 @@ from vila_jax.hf.model_config import (
 )
 from vila_jax.hf.section import Section
 from vila_jax.hf.text_config import decoder_defaults, parse_text
+from vila_jax.hf.vila_encoders import POOLING_VIDEO, check_image_encoder, parse_video
 from vila_jax.hf.vila_pictures import parse_pictures
 from vila_jax.hf.vision_config import LLAVA_TOWER, TOWER_NAMES, VILA_TOWERS, parse_vision
 from vila_jax.nn.config import DecoderConfig, ProjectorConfig, RopeConfig, VisionConfig, VLMConfig
 from vila_jax.nn.projector_types import projector_config
+from vila_jax.vision.pooling import VideoConfig
 from vila_jax.vision.vila_config import VilaPictures
 
 CONFIG_KEYS = {"llm": "llm_cfg", "vision_tower": "vision_tower_cfg", "mm_projector": "mm_projector_cfg"}
@@ -39,7 +40,6 @@ CLIP_336 = "openai/clip-vit-large-patch14-336"
 _DISPLAY = {"v1": "VILA", "vila1.5": "VILA1.5", "nvila": "NVILA"}
 _FEATURES = {"patch": False, "cls_patch": True}  # -> keeps the class token
 _BEFORE_NVILA = ("identity", "linear", "mlp_downsample")  # and mlpNx_gelu
-_ENCODER = {"start_tokens": None, "end_tokens": "\n"}  # put around the tokens of a picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +79,16 @@ def parse_vila(
     vision, resize = _at_resolution(top, native)
     decoder = parse_text(parts.llm, parts.llm.flag("tie_word_embeddings", False))
     length, decoder = _context(parts, decoder)
-    shown, why = _shown_era(parts, layout)
-    settled, reason = _settle_era(era, shown, why)
     pictures = parse_pictures(top, vision, native.image_size, preprocessor)
     scales = max(len(pictures.scales), 1)
     _check_widths(parts, vision, decoder, scales)
     projector = projector_config(parts.projector, vision.hidden_size * scales, decoder.hidden_size)
+    pictures = dataclasses.replace(pictures, window=projector.window)
+    video = parse_video(top, pictures.cells)
+    shown, why = _shown_era(parts, layout, video)
+    settled, reason = _settle_era(era, shown, why)
+    keep_class_token = _keep_class_token(top, vision, projector, pictures)
+    _check_pooling(top, video, settled, keep_class_token)
     family, ids = decoder_defaults(parts.llm)
     sources = (Section(generation or {}, "generation_config.json"), parts.llm, Section(ids, ""))
     return ModelConfig(
@@ -93,7 +97,7 @@ def parse_vila(
             projector=projector,
             decoder=decoder,
             feature_layers=feature_layers(top, "mm_vision_select_layer", vision.num_layers, several=False),
-            keep_class_token=_keep_class_token(top, vision, projector, pictures),
+            keep_class_token=keep_class_token,
             num_scales=scales,
         ),
         model_type="vila",
@@ -107,11 +111,8 @@ def parse_vila(
         layout=layout,
         era=settled,
         era_reason=reason,
-        pictures=dataclasses.replace(
-            pictures,
-            window=projector.window,
-            column_major=settled != "nvila" and parts.projector == "mlp_downsample",
-        ),
+        pictures=dataclasses.replace(pictures, column_major=settled != "nvila" and parts.projector == "mlp_downsample"),
+        video=video,
         template=top.text("chat_template"),
         position_resize=resize,
     )
@@ -151,18 +152,7 @@ def _refuse_unsupported(top: Section) -> None:
         top.fixed(key, False)
     top.fixed("look_close_mode")
     top.fixed("mm_patch_merge_type", "flat")
-    encoder = top.get("image_encoder")
-    if isinstance(encoder, str):
-        try:
-            encoder = json.loads(encoder)
-        except (ValueError, RecursionError):
-            raise top.error("image_encoder", "JSON") from None
-    encoder = Section({"image_encoder": encoder}, top.name).section("image_encoder")
-    if encoder.get("_target_") is not None and encoder.get("_target_") != "llava.model.encoders.BasicImageEncoder":
-        raise encoder.error("_target_", "llava.model.encoders.BasicImageEncoder")
-    for key, usual in _ENCODER.items():
-        if encoder.get(key, usual) != usual:
-            raise encoder.error(key, repr(usual))
+    check_image_encoder(top)
 
 
 def _at_resolution(top: Section, vision: VisionConfig) -> tuple[VisionConfig, Literal["linear", "bicubic"] | None]:
@@ -205,7 +195,21 @@ def _settle_era(wanted: str | None, shown: Era, why: str) -> tuple[Era, str]:
     raise ConfigError(f"unknown era {wanted!r}", where="era", fix=f"Supported: {', '.join(get_args(Era))}.")
 
 
-def _shown_era(parts: _Parts, layout: Layout) -> tuple[Era, str]:
+def _check_pooling(top: Section, video: VideoConfig, era: Era, keep_class_token: bool) -> None:
+    """Refuses TSP where the reference never had it."""
+    if video.tsp is None:
+        return
+    if era != "nvila":
+        raise ConfigError(
+            f"got {era!r}, but this checkpoint pools its videos ({POOLING_VIDEO}), which none did before NVILA",
+            where="era",
+            fix="Leave the era to be found out, or correct `video_encoder` in config.json.",
+        )
+    if keep_class_token:
+        raise top.error("mm_vision_select_feature", "'patch': a class token has no place among pooled frames")
+
+
+def _shown_era(parts: _Parts, layout: Layout, video: VideoConfig) -> tuple[Era, str]:
     """The era that a checkpoint shows, and by what.
 
     `image_encoder` and other keys that today's code adds whenever it saves show nothing: what a model was trained with
@@ -220,6 +224,7 @@ def _shown_era(parts: _Parts, layout: Layout) -> tuple[Era, str]:
         f"the projector is {kind}": not is_old,
         f"the language model is {parts.llm.get('model_type')}": parts.llm.get("model_type") == "qwen2",
         f"chat_template is {template}": template is not None,
+        "videos are pooled": video.tsp is not None,
     }
     found = [sign for sign, holds in signs.items() if holds]
     if found:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,28 +11,39 @@ from vila_jax.budgets import Budget, Step, capacity, make_plan, stack_plans, tot
 from vila_jax.errors import BudgetError, ContextLengthError, PromptError
 from vila_jax.hf.config import ModelConfig
 from vila_jax.infer.buckets import count_bucket, tile_bucket
+from vila_jax.infer.pools import PoolTable
 from vila_jax.infer.prefill import Prompts
 from vila_jax.infer.vision import Pictures, Scales, Spec
 from vila_jax.text.slots import cache_bucket, expand, pad_batch, prompt_bucket
 from vila_jax.vision.geometry import TileGeometry
+from vila_jax.vision.pooling import PooledVideo
 from vila_jax.vision.preprocess import ProcessedImage
+
+Medium = ProcessedImage | PooledVideo
+"""What a prompt shows. A video that is not pooled is so many pictures."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One tokenised prompt and its pictures in order.
+    """One tokenised prompt and what it shows, in order.
 
-    Every picture has as many placeholder ids in the prompt as `Planner.segments` says, mostly one.
+    Every picture has as many placeholder ids in the prompt as `Planner.segments` says, mostly one; a pooled video one
+    for every pooled frame.
     """
 
     token_ids: Sequence[int]
-    images: Sequence[ProcessedImage] = ()
+    media: Sequence[Medium] = ()
+
+    @property
+    def images(self) -> list[ProcessedImage]:
+        """All pictures, the frames of pooled videos among them."""
+        return [i for own in self.media for i in (own.frames if isinstance(own, PooledVideo) else (own,))]
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """Tokens of one prompt: text, and visual tokens without and with the budget (an upper bound for budgets that may
-    leave slots unused)."""
+    leave slots unused). Videos count what is left of them after pooling."""
 
     text: int
     visual_full: int
@@ -52,12 +63,14 @@ class Tiles:
       scales: for models that see pictures at several scales, how blocks are put together from the tiles.
       pictures: with a budget, what is known of every picture.
       spec: the static part.
+      pools: with pooled videos, the visual tokens that every pooled one averages, see `visual_tokens`.
     """
 
     pixels: Float[np.ndarray, "R 3 h w"]
     scales: Scales | None
     pictures: Pictures | None
     spec: Spec
+    pools: Int[np.ndarray, "P W"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,28 +139,34 @@ class Planner:
         """Lays out a batch; its sizes are rounded up to buckets.
 
         Raises:
-          PromptError: there is no prompt, an empty one, or one with another number of placeholders than pictures.
+          PromptError: there is no prompt, an empty one, or one with another number of placeholders than its media.
           ContextLengthError: a prompt with its visual tokens and `new_tokens` does not fit the context.
           BudgetError: the budget cannot be met.
         """
         if not requests:
             raise PromptError("there is no prompt", where="prompt", fix="Give at least one.")
         step = self._token_step(budget)
+        media = [medium for request in requests for medium in request.media]
         images = [image for request in requests for image in request.images]
-        sources = iter(self._sources([image.geometry for image in images], step))
+        geometries = [image.geometry for image in images]
+        pools = self._pools(media, geometries, step)
+        sources = iter(self._sources(geometries, step))
         rows, counts = [], []
         for request in requests:
-            own = [segment for _ in request.images for segment in next(sources)]
+            own = [segment for medium in request.media for segment in _segments_of(medium, sources, pools)]
             rows.append(expand(request.token_ids, self.config.image_token_id, own))
-            full = sum(self.visual_count(image.geometry, None) for image in request.images)
+            full = sum(self._full_count(medium) for medium in request.media)
             kept = sum(len(source) for source in own)
             counts.append(Counts(text=len(rows[-1][0]) - kept, visual_full=full, visual_kept=kept))
         self._check_lengths(counts, new_tokens)
+        tiles = self.tiles(images, budget) if images else None
+        if tiles is not None and pools is not None:
+            tiles = dataclasses.replace(tiles, pools=pools.index(count_bucket(len(images))))
         limit, longest = self.config.context_length, max(count.prompt for count in counts)
         padded = pad_batch(rows, prompt_bucket(longest, limit), count_bucket(len(rows)), self.pad_id)
         return Layout(
             prompts=Prompts(padded.token_ids, padded.source, padded.lengths),
-            tiles=self.tiles(images, budget) if images else None,
+            tiles=tiles,
             counts=counts,
             cache_length=cache_bucket(longest + new_tokens, limit),
         )
@@ -238,6 +257,28 @@ class Planner:
             for geometry, first in zip(geometries, firsts, strict=True)
         ]
 
+    def _full_count(self, medium: Medium) -> int:
+        """Visual tokens of a medium without a budget."""
+        if isinstance(medium, ProcessedImage):
+            return self.visual_count(medium.geometry, None)
+        assert self.config.video.tsp is not None
+        return self.config.video.tsp.num_tokens(len(medium.frames), medium.frames[0].geometry.side)
+
+    def _pools(self, media: list[Medium], geometries: list[TileGeometry], step: Step | None) -> PoolTable | None:
+        """An empty table of pools; None without pooled videos."""
+        videos = [medium for medium in media if isinstance(medium, PooledVideo)]
+        if not videos:
+            return None
+        if step is not None:
+            raise BudgetError(
+                "a budget chooses among the patches of pictures, and this model pools those of a video",
+                where=f"budget {str(step)!r}",
+                fix="Ask about videos without a budget.",
+            )
+        assert self.config.video.tsp is not None
+        first = self._num_rows(geometries) * self.tokens_per_tile + self.config.vlm.has_newline
+        return PoolTable(self.config.video.tsp, videos[0].frames[0].geometry.side, first)
+
     def _check_lengths(self, counts: list[Counts], new_tokens: int) -> None:
         limit = self.config.context_length
         for row, count in enumerate(counts):
@@ -251,6 +292,16 @@ class Planner:
                     where=where,
                     fix="Shorten the prompt, ask for fewer new tokens, use fewer pictures, or a smaller budget.",
                 )
+
+
+def _segments_of(
+    medium: Medium, sources: Iterator[list[Int[np.ndarray, " tokens"]]], pools: PoolTable | None
+) -> list[Int[np.ndarray, " tokens"]]:
+    """For every placeholder of a medium, the rows that it points to; takes those of its pictures from `sources`."""
+    if isinstance(medium, ProcessedImage):
+        return next(sources)
+    assert pools is not None
+    return pools.add(np.concatenate([segment for _ in medium.frames for segment in next(sources)]))
 
 
 def _numbered(

@@ -35,9 +35,8 @@ class Phases:
         if tiles is None:
             return None
         encoded = self._encode(tiles)
-        return self.programs.call(
-            "visual tokens", visual_tokens, encoded, tiles.scales, tiles.pictures, spec=tiles.spec
-        )
+        parts = encoded, tiles.scales, tiles.pictures, tiles.pools
+        return self.programs.call("visual tokens", visual_tokens, *parts, spec=tiles.spec)
 
     def selection(self, tiles: Tiles) -> Selection:
         """The patches that the budget keeps."""

@@ -4,7 +4,7 @@ Two programs, because they vary with different things: the tower, by far the slo
 budgets and prompts, and neither knows anything of the text.
 
     encode_tiles    pixels -> features of every patch, and what the budget scores with     per number of tiles
-    visual_tokens   put scales together, merge windows, select, project                    per budget
+    visual_tokens   put scales together, merge windows, select, project, pool              per budget
 
 A projector that merges windows of patches makes *cells* of them, one visual token each; without one a cell is a patch.
 Budgets choose among cells.
@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vila_jax.budgets import Plan, Selection, Step, required_intermediates, select_tokens
 from vila_jax.nn.config import VLMConfig
+from vila_jax.nn.means import mean_rows
 from vila_jax.nn.projector import pool_windows
 from vila_jax.nn.scales import compose, compose_scores
 from vila_jax.nn.vit import Intermediates
@@ -128,12 +129,14 @@ def visual_tokens(
     encoded: Encoded,
     scales: Scales | None,
     pictures: Pictures | None,
+    pools: Int[Any, "P W"] | None,
     *,
     spec: Spec,
 ) -> VisualTokens:
     """Selects and projects.
 
-    All tokens:     tile after tile (block after block), `R x M` rows, then the newline (if the model has one).
+    All tokens:     tile after tile (block after block), `R x M` rows, then the newline (if the model has one), then
+                    the pooled tokens of videos: means of the rows that `pools` names, -1 being none.
     With a budget:  picture after picture, `I x K` rows. Cells are chosen, or merged, before they are projected, each by
                     itself, so that for chosen ones the result is the same and only they are projected.
     """
@@ -141,7 +144,10 @@ def visual_tokens(
     cells = model.merge(block_features(encoded, scales))
     if pictures is None:
         visual = model.project(cells)
-        return VisualTokens(model.with_newline(visual.reshape(-1, visual.shape[-1])), None)
+        table = model.with_newline(visual.reshape(-1, visual.shape[-1]))
+        if pools is not None:
+            table = jnp.concatenate([table, mean_rows(table, pools).astype(table.dtype)])
+        return VisualTokens(table, None)
     chosen = select(model, encoded, cells, scales, pictures, spec)
     visual = model.project(_tokens(cells, encoded, chosen, pictures, spec))
     return VisualTokens(visual.reshape(-1, visual.shape[-1]), chosen.valid.reshape(-1))

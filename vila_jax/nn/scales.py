@@ -12,9 +12,10 @@ Blocks and pictures that only fill up a batch have no patches at all and become 
 Sources: S2 (arXiv 2403.13043), NVILA (arXiv 2412.04468).
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from vila_jax.nn.means import mean_rows
 
 
 def compose(
@@ -42,16 +43,9 @@ def compose_scores(
 def _window_means(
     features: Float[Array, "R N D"], tiles: Int[Array, "I Q"], index: Int[Array, "I B P S W"]
 ) -> Float[Array, "I B P S D"]:
-    """In float32. A loop adds one patch of all windows at a time: all at once would be `W` times the result."""
+    """In float32."""
     patches, width = features.shape[1:]
-    vectors = features.reshape(-1, width)
-
-    def add(total: Float[Array, "I B P S D"], index: Int[Array, "I B P S"]) -> tuple[Float[Array, "I B P S D"], None]:
-        patch = jnp.maximum(index, 0)
-        tile = jnp.take_along_axis(tiles, patch.reshape(len(tiles), -1) // patches, axis=1).reshape(patch.shape)
-        vector = vectors[tile * patches + patch % patches].astype(jnp.float32)
-        return total + jnp.where(index[..., None] >= 0, vector, 0.0), None
-
-    total, _ = jax.lax.scan(add, jnp.zeros((*index.shape[:4], width), jnp.float32), jnp.moveaxis(index, 4, 0))
-    count = jnp.sum(index >= 0, axis=4, dtype=jnp.float32)
-    return total / jnp.maximum(count, 1.0)[..., None]
+    patch = jnp.maximum(index, 0)
+    tile = jnp.take_along_axis(tiles, patch.reshape(len(tiles), -1) // patches, axis=1).reshape(patch.shape)
+    rows = jnp.where(index >= 0, tile * patches + patch % patches, -1)
+    return mean_rows(features.reshape(-1, width), rows)

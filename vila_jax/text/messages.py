@@ -24,9 +24,15 @@ Message = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class VideoSource:
-    """Marks the source of a video among those of images: a file, a folder of frames, or the frames themselves."""
+    """Marks the source of a video among those of images.
+
+    Attributes:
+      source: a file, a folder of frames, or a list of the frames themselves.
+      num_frames: how many frames are taken, evenly; None leaves it to the checkpoint.
+    """
 
     source: Any
+    num_frames: int | None = None
 
 
 def validate(messages: Any) -> list[Message]:
@@ -81,6 +87,9 @@ def _check_part(part: Any, where: str) -> None:
         )
     if kind == "text" and not isinstance(part.get("text"), str):
         raise PromptError('a text part must hold a string under "text"', where=where)
+    frames = part.get("num_frames")
+    if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
+        raise PromptError(f'"num_frames" must be a whole number from 1, got {frames!r}', where=where)
 
 
 def _media_parts(messages: Any) -> list[Mapping[str, Any]]:
@@ -94,7 +103,7 @@ def _source(part: Mapping[str, Any]) -> Any:
 
 def _tagged(part: Mapping[str, Any], source: Any) -> Any:
     plain = part["type"] == "image" or isinstance(source, VideoSource)
-    return source if plain else VideoSource(source)
+    return source if plain else VideoSource(source, part.get("num_frames"))
 
 
 def collect_images(messages: Any) -> list[Any]:
@@ -186,13 +195,15 @@ def flat_text(content: str | Sequence[Mapping[str, Any]], image: str) -> str:
     return image * (len(content) - len(texts)) + " ".join(texts)
 
 
-def interleaved_text(content: str | Sequence[Mapping[str, Any]], image: str) -> str:
+def interleaved_text(content: str | Sequence[Mapping[str, Any]], image: str, video: str = "") -> str:
     """A message as one text: its parts one after another, nothing between them, as VILA was trained.
 
     Args:
       content: a text, which is returned as it is, or checked parts.
       image: what stands for one image, e.g. `"<image>"`.
+      video: what stands for one video.
     """
     if isinstance(content, str):
         return content
-    return "".join(part["text"] if part["type"] == "text" else image for part in content)
+    marks = {"image": image, "video": video}
+    return "".join(part["text"] if part["type"] == "text" else marks[part["type"]] for part in content)

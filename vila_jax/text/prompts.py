@@ -9,13 +9,16 @@ Three conventions, of a user who shows a picture and asks "Why?" (`i` is the pla
     NVILA               … user\\n<image>Why?          as LLaVA, and `after_image`, the ids of a newline, behind the
                         … i [198] 10234 30            visual tokens of every picture
 
-A picture has one placeholder for each of its visual segments: one, but for the tiles of NVILA's dynamic mode.
+A picture has one placeholder for each of its visual segments: one, but for the tiles of NVILA's dynamic mode. A video
+is written as its frames, a picture each; where a checkpoint pools its videos, it keeps the one placeholder
+`<vila/video>`. `encode` stops at the placeholders; `splice` writes what the model reads in their places.
 Sources: VILA `llava/mm_utils.py`, `llava/utils/media.py`, `llava/utils/tokenizer.py`, `llava/model/llava_arch.py`.
 """
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -62,11 +65,16 @@ class PromptForm:
     image_id: int
     after_image: tuple[int, ...] = ()
 
+    @property
+    def pools_videos(self) -> bool:
+        """Whether `<vila/video>` stands for all that a video becomes."""
+        return False
+
     def render(
         self,
         messages: Any,
         style: Style | None,
-        frames: Sequence[int] = (),
+        media: Sequence[int | None] = (),
         *,
         add_generation_prompt: bool = True,
     ) -> str:
@@ -75,23 +83,27 @@ class PromptForm:
         Args:
           messages: the conversation, see `vila_jax.text.messages`.
           style: how it is written; None for the checkpoint's own chat template.
-          frames: number of frames of each video, in order.
+          media: what is shown, in order: for each video its number of frames, for each picture None.
           add_generation_prompt: whether the text ends by inviting the model to answer.
 
         Raises:
           PromptError: the messages are malformed, or hold another number of videos.
           CheckpointError: the template is broken, unsafe or exceeds a limit.
         """
-        if messages_lib.has_videos(messages):
-            messages, frames = messages_lib.videos_as_images(messages, frames), ()
-        return self.place_frames(self._render(messages, style, add_generation_prompt), frames)
+        if messages_lib.has_videos(messages) and not self.pools_videos:
+            messages, media = messages_lib.videos_as_images(messages, _frames(media)), ()
+        return self.place_frames(self._render(messages, style, add_generation_prompt), media)
 
-    def place_frames(self, text: str, frames: Sequence[int]) -> str:
-        """The text with every `<vila/video>` replaced by the marks of its frames.
+    def place_frames(self, text: str, media: Sequence[int | None]) -> str:
+        """The text with every `<vila/video>` replaced by the marks of its frames; unchanged where videos are pooled.
+
+        Args:
+          media: as for `render`.
 
         Raises:
-          PromptError: it holds another number of videos.
+          PromptError: it holds another number of videos, or pictures and videos in another order.
         """
+        frames = _frames(media)
         pieces = text.split(VIDEO_TOKEN)
         if len(pieces) - 1 != len(frames):
             raise PromptError(
@@ -99,6 +111,9 @@ class PromptForm:
                 where="prompt",
                 fix=f"Write one {VIDEO_TOKEN} per video, in order, or use messages with video parts.",
             )
+        self._check_order(text, media)
+        if self.pools_videos:
+            return text
         mark = self._mark(text.count(self.tokenizer.image_token) + sum(frames))
         return pieces[0] + "".join(mark * n + piece for n, piece in zip(frames, pieces[1:], strict=True))
 
@@ -110,12 +125,23 @@ class PromptForm:
           segments: number of visual segments of each picture, in order.
 
         Returns:
-          Ids with one `image_id` per segment.
+          Ids with one `image_id` per segment; a pooled video has a placeholder of its own.
 
         Raises:
           PromptError: the text holds another number of pictures, or is not valid Unicode.
         """
         return self.tokenizer.encode_prompt(self._with_segments(text, segments, ""))
+
+    def splice(self, ids: Sequence[int], placeholder: int, videos: Sequence[Sequence[int]] = ()) -> list[int]:
+        """What the model reads of encoded ids: a placeholder per visual segment, and the text that belongs to it.
+
+        Args:
+          ids: of `encode`.
+          placeholder: what stands for a visual segment in the result.
+          videos: of each pooled video, in order, its numbers of pooled frames (segments), one for each pool.
+        """
+        pools = iter(videos)
+        return [i for token in ids for i in self._spliced(token, placeholder, pools)]
 
     def stop_ids(self, style: Style | None) -> tuple[int, ...]:
         """Ids that end an answer: the tokenizer's end token, and whatever added token follows an answer.
@@ -149,6 +175,19 @@ class PromptForm:
     def _mark(self, pictures: int) -> str:
         """What stands for one picture in the text of a prompt that has this many."""
         return f"{self.tokenizer.image_token}\n"
+
+    def _spliced(self, token: int, placeholder: int, videos: Iterator[Sequence[int]]) -> Sequence[int]:
+        return (placeholder, *self.after_image) if token == self.image_id else (token,)
+
+    def _check_order(self, text: str, media: Sequence[int | None]) -> None:
+        marks = re.findall("|".join(map(re.escape, (self.tokenizer.image_token, VIDEO_TOKEN))), text)
+        shown, given = [mark == VIDEO_TOKEN for mark in marks], [frames is not None for frames in media]
+        if len(shown) == len(given) and shown != given:
+            raise PromptError(
+                "pictures and videos are given in another order than they stand in",
+                where="prompt",
+                fix=f"Give them in the order of their placeholders, {self.tokenizer.image_token} and {VIDEO_TOKEN}.",
+            )
 
     def _with_segments(self, text: str, segments: Sequence[int], between: str) -> str:
         mark = self.tokenizer.image_token
@@ -209,18 +248,51 @@ class LegacyForm(VilaForm):
 
 
 @dataclasses.dataclass(frozen=True)
+class PooledForm:
+    """How a pooled video is written.
+
+    Attributes:
+      video_id: its placeholder among the ids of a prompt.
+      start, end: ids of the texts around every pooled frame.
+      sep: ids of the text after every pool.
+    """
+
+    video_id: int
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+    sep: tuple[int, ...]
+
+    def spliced(self, placeholder: int, pooled_frames: Sequence[int]) -> list[int]:
+        """What the model reads of a video with these numbers of pooled frames, one for each pool."""
+        frame = (*self.start, placeholder, *self.end)
+        return [i for count in pooled_frames for i in (*(frame * count), *self.sep)]
+
+
+@dataclasses.dataclass(frozen=True)
 class MediaForm(VilaForm):
     """The convention of NVILA.
 
     Attributes:
       dynamic: whether a picture that is alone in its conversation is cut into tiles, each a segment on its own line.
+      pooled: how pooled videos are written; None where videos are written as their frames.
     """
 
     dynamic: bool = False
+    pooled: PooledForm | None = None
+
+    @property
+    def pools_videos(self) -> bool:
+        """See `PromptForm.pools_videos`."""
+        return self.pooled is not None
 
     def encode(self, text: str, segments: Sequence[int]) -> list[int]:
         """See `PromptForm.encode`."""
         return self.tokenizer.encode_prompt(self._with_segments(text, segments, "\n"))
+
+    def _spliced(self, token: int, placeholder: int, videos: Iterator[Sequence[int]]) -> Sequence[int]:
+        if self.pooled is not None and token == self.pooled.video_id:
+            return self.pooled.spliced(placeholder, next(videos))
+        return super()._spliced(token, placeholder, videos)
 
     def _mark(self, pictures: int) -> str:
         return f"{self.tokenizer.image_token}\n" if self.dynamic and pictures == 1 else self.tokenizer.image_token
@@ -228,20 +300,41 @@ class MediaForm(VilaForm):
     def _texts(self, messages: Sequence[messages_lib.Message], style: Style | None) -> list[str]:
         token, contents = self.tokenizer.image_token, [message["content"] for message in messages]
         pictures = sum(messages_lib.interleaved_text(content, token).count(token) for content in contents)
-        return [messages_lib.interleaved_text(content, self._mark(pictures)).strip() for content in contents]
+        mark = self._mark(pictures)
+        return [messages_lib.interleaved_text(content, mark, VIDEO_TOKEN).strip() for content in contents]
 
 
-def prompt_form(tokenizer: Tokenizer, era: str | None, *, dynamic: bool = False) -> PromptForm:
+def prompt_form(
+    tokenizer: Tokenizer,
+    era: str | None,
+    *,
+    dynamic: bool = False,
+    pool_texts: tuple[str | None, str | None, str | None] | None = None,
+) -> PromptForm:
     """The convention of a model.
 
     Args:
       tokenizer: of the checkpoint; for VILA that of `vila_tokenizer`.
       era: generation of VILA: `v1`, `vila1.5` or `nvila`; None for LLaVA.
       dynamic: whether NVILA cuts pictures into tiles that are segments of their own.
+      pool_texts: where NVILA pools videos, what stands before and after every pooled frame, and after every pool.
     """
     if era is None:
         return PromptForm(tokenizer, tokenizer.image_token_id)
     if era == "nvila":
-        # The reference tokenises the newline as a text of its own: after a Llama tokenizer's BOS and word start.
-        return MediaForm(tokenizer, tokenizer.image_token_id, tuple(tokenizer.encode("\n")), dynamic)
+        pooled = None
+        if pool_texts is not None:
+            [video_id] = tokenizer.encode(VIDEO_TOKEN, add_special_tokens=False)
+            pooled = PooledForm(video_id, *(_own_text(tokenizer, text) for text in pool_texts))
+        return MediaForm(tokenizer, tokenizer.image_token_id, _own_text(tokenizer, "\n"), dynamic, pooled)
     return LegacyForm(tokenizer, LEGACY_IMAGE_ID)
+
+
+def _own_text(tokenizer: Tokenizer, text: str | None) -> tuple[int, ...]:
+    """As the reference tokenises what it puts around visual tokens: after a Llama tokenizer's BOS and word start."""
+    return () if text is None else tuple(tokenizer.encode(text))
+
+
+def _frames(media: Sequence[int | None]) -> list[int]:
+    """Numbers of frames of the videos among what is shown."""
+    return [frames for frames in media if frames is not None]

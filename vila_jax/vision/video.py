@@ -14,7 +14,7 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ _ANTICLOCKWISE = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.T
 
 
 def open_frames(
-    source: str | os.PathLike | bytes,
+    source: str | os.PathLike | bytes | list[Any] | tuple[Any, ...],
     num_frames: int,
     fps: int | float | None = None,
     *,
@@ -51,10 +51,10 @@ def open_frames(
     Args:
       source: a folder of JPEG, PNG, WebP, GIF or BMP files, a frame each in the natural order of their names (2 before
         10); or the path, data URI or bytes of an animated GIF, WebP or PNG, or of an MP4, QuickTime, Matroska, WebM or
-        AVI file.
+        AVI file; or a list of the frames, pictures of any form that `open_image` reads.
       num_frames: how many frames are taken, evenly from the first to the last; of a shorter video some are repeated.
       fps: where given (and not 0), frames are taken at the times 0, 1 / fps, ... instead, `num_frames` at the most. A
-        folder knows no times and is sampled evenly nevertheless.
+        folder or list knows no times and is sampled evenly nevertheless.
       max_frames: frames of the longest video that is accepted.
       max_pixels: height x width of the largest frame that is accepted.
       max_bytes: the longest file that is read.
@@ -67,6 +67,9 @@ def open_frames(
         raise ConfigError(f"expected at least 1, got {num_frames}", where="num_frames")
     if fps is not None and not 0 <= fps < float("inf"):
         raise ConfigError(f"expected a positive number, got {fps}", where="fps", fix="Leave it out to sample evenly.")
+    if isinstance(source, list | tuple):
+        _check_list(source, max_frames)
+        return [open_image(source[i], max_pixels=max_pixels) for i in _even(len(source), num_frames)]
     if isinstance(source, bytes):
         data, where = source, "video bytes"
     elif (folder := _folder(source)) is not None:
@@ -94,6 +97,12 @@ def _timed(times: Float[np.ndarray, " frames"], num_frames: int, fps: float) -> 
     wanted = np.arange(num_frames) / fps + 1e-6  # what begins just then is shown, whatever the last bit says
     shown: Int[np.ndarray, " frames"] = np.searchsorted(times, wanted[wanted <= times[-1] + 2e-6], side="right") - 1
     return shown.tolist()
+
+
+def _check_list(frames: Sequence[Any], max_frames: int) -> None:
+    if not frames:
+        raise ImageError("the list of frames is empty", where="video", fix="Give at least one frame.")
+    _check_frames(len(frames), max_frames, "video")
 
 
 # Folders ----------------------------------------------------------------------------------------------------------

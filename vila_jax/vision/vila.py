@@ -80,6 +80,10 @@ class VilaPreprocessor:
         """All pictures of one prompt."""
         return [self(image, alone=len(images) == 1) for image in images]
 
+    def frames(self, images: Sequence[Image.Image]) -> list[ProcessedImage]:
+        """The frames of a video that is pooled."""
+        return [self(image, alone=False) for image in images]
+
     def _grids(self, image_size: Size, alone: bool) -> tuple[Size, ...]:
         """(rows, columns) of the tiles of every view of the picture; none where the tower's processor makes one."""
         config = self.config
