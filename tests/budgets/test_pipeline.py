@@ -26,8 +26,18 @@ N = SIDE**2
 SPECS = [
     "hired:0.3",
     "hired:12,alpha=0.7",
+    "fastervlm:0.3",
+    "vispruner:0.3",
+    "vispruner:11,ratio=0.3",
+    "hiprune:0.3",
+    "hiprune:12,alpha=0.9,variant=code",
+    "divprune:0.3",
+    "cdpruner:0.3",
+    "cdpruner:12,relevance=none",
+    "norm:0.3,which=low",
     "random:0.3",
     "random:12,seed=5",
+    "uniform:0.3",
 ]
 """Every method of the stage `tokens`; a line each, in the order of the registry."""
 GEOMETRIES = [

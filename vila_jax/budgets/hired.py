@@ -38,7 +38,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from vila_jax.budgets.allocate import largest_remainder
-from vila_jax.budgets.method import Plan, Selector, resolve_block
+from vila_jax.budgets.method import Plan, Selector, check_part, class_attention
 from vila_jax.budgets.select import keep_top
 from vila_jax.errors import BudgetError
 from vila_jax.nn.config import VisionConfig
@@ -61,6 +61,7 @@ class Hired(Selector):
     """
 
     name: ClassVar[str] = "hired"
+    nested: ClassVar[bool] = True
 
     alpha: float = 0.5
     variant: Literal["paper", "code"] = "paper"
@@ -69,12 +70,7 @@ class Hired(Selector):
     score_layer: int = -1
 
     def __post_init__(self):
-        if not 0 <= self.alpha <= 1:
-            raise BudgetError(
-                f"alpha is {self.alpha}, but is the part of the tokens for the overview",
-                where="budget method 'hired'",
-                fix="Give a number from 0 to 1.",
-            )
+        check_part(self.alpha, "alpha", "the part of the tokens for the overview", self.name)
         if self.variant == "paper" and not self.swap:
             raise BudgetError(
                 "swap=false undoes an exchange that variant=paper does not make",
@@ -87,10 +83,9 @@ class Hired(Selector):
         return self.variant == "paper"  # the reference's own full run has no newline tokens
 
     def intermediates(self, vision: VisionConfig, depth: int) -> dict[str, str]:
-        attention = "cls_attention" if vision.has_class_token else "received_attention"
         return {
-            "content": f"{attention}/{resolve_block(self.first_layer, depth, 'first_layer')}",
-            "score": f"{attention}/{resolve_block(self.score_layer, depth, 'score_layer')}",
+            "content": class_attention(vision, depth, self.first_layer, "first_layer"),
+            "score": class_attention(vision, depth, self.score_layer, "score_layer"),
         }
 
     def candidates(self, geometry: TileGeometry) -> Bool[np.ndarray, "P N"]:

@@ -6,6 +6,7 @@ A method is a frozen dataclass whose fields *are* its options, so that an instan
     Method            name, stage, options
     └ TokenMethod     between tower and decoder: which tokens a picture has           choose -> Selection
       └ Selector      ... that are patches: which of them are kept                    keep -> mask
+        └ TileSelector    ... tile by tile, every tile having its share               keep_in_tiles -> mask
 
 A `TokenMethod`'s work is split between the host, which sees only the size of a picture, and the device, which sees
 scores and features; what the host knows travels in a `Plan` whose shapes depend on the tile bucket alone.
@@ -15,12 +16,14 @@ import abc
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from vila_jax.budgets.allocate import largest_remainder
 from vila_jax.budgets.select import Selection, compact
 from vila_jax.errors import BudgetError
-from vila_jax.nn.config import ProjectorConfig, VisionConfig
+from vila_jax.nn.config import VisionConfig, VLMConfig
 from vila_jax.vision.geometry import TileGeometry
 
 Stage = Literal["picture", "tower", "tokens", "decoder"]
@@ -63,9 +66,15 @@ class Method(abc.ABC):
 
 
 class TokenMethod(Method):
-    """Makes the tokens of a picture from what the tower says of its patches."""
+    """Makes the tokens of a picture from what the tower says of its patches.
+
+    Attributes:
+      nested: promises that what a smaller budget keeps of a tile is among what a larger one keeps of it, wherever the
+        larger one does not give that tile less.
+    """
 
     stage: ClassVar[Stage] = "tokens"
+    nested: ClassVar[bool] = False
 
     def intermediates(self, vision: VisionConfig, depth: int) -> dict[str, str]:
         """What `choose` reads, `{role: name}`, for a tower of which `depth` blocks are built.
@@ -77,13 +86,13 @@ class TokenMethod(Method):
         del vision, depth
         return {}
 
-    def check(self, vision: VisionConfig, projector: ProjectorConfig) -> None:
+    def check(self, config: VLMConfig) -> None:
         """Refuses models on which the method means nothing.
 
         Raises:
           BudgetError: with the reason.
         """
-        del vision, projector
+        del config
 
     def total(self, asked: int, geometry: TileGeometry) -> int:
         """Tokens that a picture really has when `asked` are asked for; never more."""
@@ -128,6 +137,50 @@ class Selector(TokenMethod):
 
     def choose(self, inputs: Mapping[str, Float[Array, "I P N *width"]], plan: Plan, slots: int) -> Selection:
         return compact(self.keep(inputs, plan), plan.order, slots)
+
+
+class TileSelector(Selector):
+    """Keeps of every tile its share of the tokens: in proportion to what the tile shows of the picture."""
+
+    def total(self, asked: int, geometry: TileGeometry) -> int:
+        tiles = int(self.candidates(geometry).any(axis=1).sum())
+        if asked < tiles:
+            raise BudgetError(
+                f"{asked} token(s) cannot be shared among the {tiles} tiles of a picture",
+                where=f"budget method {self.name!r}",
+                fix=f"Ask for at least {tiles} tokens, or use a method that sees a picture as a whole, such as divprune.",
+            )
+        return asked
+
+    @abc.abstractmethod
+    def keep_in_tiles(
+        self,
+        inputs: Mapping[str, Float[Array, "I P N *width"]],
+        candidates: Bool[Array, "I P N"],
+        counts: Int[Array, "I P"],
+    ) -> Bool[Array, "I P N"]:
+        """The patches to keep: exactly `counts` of the candidates of every tile; for `inputs` see `choose`."""
+
+    def keep(self, inputs: Mapping[str, Float[Array, "I P N *width"]], plan: Plan) -> Bool[Array, "I P N"]:
+        room = plan.candidates.sum(-1, dtype=jnp.int32)
+        counts = largest_remainder(room.astype(jnp.float32), plan.total, room)
+        return self.keep_in_tiles(inputs, plan.candidates, counts)
+
+
+def class_attention(vision: VisionConfig, depth: int, layer: int, option: str) -> str:
+    """Name of the attention of the class token in block `layer`, or of what stands in its place without one."""
+    kind = "cls_attention" if vision.has_class_token else "received_attention"
+    return f"{kind}/{resolve_block(layer, depth, option)}"
+
+
+def check_part(value: float, option: str, meaning: str, method: str) -> None:
+    """Refuses an option that is a part of a whole and is not in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise BudgetError(
+            f"{option} is {value}, but is {meaning}",
+            where=f"budget method {method!r}",
+            fix="Give a number from 0 to 1.",
+        )
 
 
 def resolve_block(layer: int, depth: int, option: str) -> int:

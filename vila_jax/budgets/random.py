@@ -25,6 +25,7 @@ class Random(Selector):
     """
 
     name: ClassVar[str] = "random"
+    nested: ClassVar[bool] = True
 
     seed: int = 0
 

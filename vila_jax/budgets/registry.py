@@ -3,12 +3,34 @@
 import difflib
 from collections.abc import Iterable
 
+from vila_jax.budgets.cdpruner import CDPruner
+from vila_jax.budgets.divprune import DivPrune
+from vila_jax.budgets.fastervlm import FasterVLM
+from vila_jax.budgets.hiprune import HiPrune
 from vila_jax.budgets.hired import Hired
 from vila_jax.budgets.method import Method
+from vila_jax.budgets.norm import Norm
 from vila_jax.budgets.random import Random
+from vila_jax.budgets.uniform import Uniform
+from vila_jax.budgets.vispruner import VisPruner
 from vila_jax.errors import BudgetError
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Hired, Random)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Hired,
+        FasterVLM,
+        VisPruner,
+        HiPrune,
+        DivPrune,
+        CDPruner,
+        Norm,
+        Random,
+        Uniform,
+    )
+}
+ALIASES = {"cls": FasterVLM.name}
+"""Other names of methods; a spec is written with the first name."""
 
 
 def get(name: str) -> type[Method]:
@@ -17,9 +39,10 @@ def get(name: str) -> type[Method]:
     Raises:
       BudgetError: there is none; the message lists those that there are.
     """
+    name = ALIASES.get(name, name)
     if name in METHODS:
         return METHODS[name]
-    raise BudgetError(f"unknown budget method {name!r}", fix=f"{suggest(name, METHODS)}.")
+    raise BudgetError(f"unknown budget method {name!r}", fix=f"{suggest(name, (*METHODS, *ALIASES))}.")
 
 
 def suggest(word: str, allowed: Iterable[str]) -> str:

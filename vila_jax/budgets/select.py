@@ -32,11 +32,16 @@ def keep_top(
     The lowest index wins a tie. NaN ranks with -inf below every number, but above what is no candidate, so that
     exactly `min(counts, candidates)` entries are kept whatever the scores are.
     """
+    rank = jnp.argsort(best_first(scores, candidates), axis=-1)
+    return (rank < counts[..., None]) & candidates
+
+
+def best_first(scores: Float[Array, "*rows N"], candidates: Bool[Array, "*rows N"]) -> Int[Array, "*rows N"]:
+    """Indices of the candidates of each row, best first, and then of what is no candidate; for ties see `keep_top`."""
     scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
     index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
     *_, by_rank = jax.lax.sort((~candidates, -scores, index), num_keys=2, is_stable=True)
-    rank = jnp.argsort(by_rank, axis=-1)
-    return (rank < counts[..., None]) & candidates
+    return by_rank
 
 
 def compact(keep: Bool[Array, "I P N"], order: Int[Array, "I M"], capacity: int) -> Selection:

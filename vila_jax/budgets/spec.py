@@ -43,7 +43,7 @@ class Step:
     """One method with how much it keeps: hashable, hence a static argument of `jax.jit`.
 
     Attributes:
-      method: name of a method of the registry.
+      method: name of a method of the registry; an alias becomes the name that it stands for.
       keep: a fraction in (0, 1] as a float, or a number of tokens >= 2 as an int.
       options: the options that were given, as (name, value); values may be passed as text.
 
@@ -57,6 +57,7 @@ class Step:
 
     def __post_init__(self):
         method = registry.get(self.method)
+        object.__setattr__(self, "method", method.name)
         object.__setattr__(self, "keep", _check_keep(self.keep))
         object.__setattr__(self, "options", _read_options(method, self.options))
         _ = self.rule  # the method checks the values of its options when it is built
