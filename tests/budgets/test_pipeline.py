@@ -40,6 +40,15 @@ SPECS = [
     "uniform:0.3",
 ]
 """Every method of the stage `tokens`; a line each, in the order of the registry."""
+PLACE_BLIND = [
+    "hired:0.3",
+    "fastervlm:0.3",
+    "vispruner:0.3",
+    "divprune:0.3",
+    "cdpruner:0.3",
+    "norm:0.3,which=low",
+]
+"""Those of them whose choice within a tile does not depend on where in it a patch is."""
 GEOMETRIES = [
     TileGeometry(SIDE, (50, 80)),
     TileGeometry(SIDE, (100, 100), (2, 2)),
@@ -80,19 +89,23 @@ def part(inputs, *index):
 values = st.sampled_from([0.0, 1.0, float("nan"), float("inf"), float("-inf")]) | st.floats(width=32)
 
 
+def any_inputs(step, data):
+    """As `some_inputs` of 6 pictures, of at most four values that hypothesis draws."""
+    palette = data.draw(st.lists(values, min_size=1, max_size=4))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    return {
+        role: np.array(palette, np.float32)[rng.integers(len(palette), size=value.shape)]
+        for role, value in some_inputs(step, 6).items()
+    }
+
+
 @pytest.mark.parametrize("spec", SPECS)
 @settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_exactly_the_total_for_any_scores(spec, data):
     """NaN, infinities, ties and constants included; tokens are distinct, real, in token order."""
     step = Step.parse(spec)
-    palette = data.draw(st.lists(values, min_size=1, max_size=4))
-    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    inputs = {
-        role: np.array(palette, np.float32)[rng.integers(len(palette), size=value.shape)]
-        for role, value in some_inputs(step, 6).items()
-    }
-    indices, valid, _ = run(step, GEOMETRIES, inputs)
+    indices, valid, _ = run(step, GEOMETRIES, any_inputs(step, data))
     for geometry, row, used in zip(GEOMETRIES, indices, valid, strict=True):
         total = total_tokens(step, geometry)
         assert used.tolist() == [True] * total + [False] * (len(row) - total)
@@ -127,6 +140,33 @@ def test_tile_bucket_changes_nothing(spec):
         indices, valid, _ = jax.device_get(select(step, own, plan, capacity(step, bucket, N)))
         rows.append(indices[valid].tolist())
     assert rows[0] == rows[1] != []
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if Step.parse(spec).token_method.nested])
+@settings(max_examples=5, deadline=None)
+@given(st.data())
+def test_a_smaller_budget_is_part_of_a_larger_one(spec, data):
+    """Of methods that promise it: tile by tile, wherever the larger budget does not give a tile less."""
+    small = Step.parse(spec)
+    large = Step(small.method, 0.6, small.options)
+    inputs = any_inputs(small, data)
+    smaller, larger = (run(step, GEOMETRIES, inputs) for step in (small, large))
+    assert smaller.valid.sum() < larger.valid.sum()
+    for less, more in zip(smaller.indices, larger.indices, strict=True):
+        for tile in range(TILES):
+            few, many = ({i for i in row if i // N == tile} for row in (less, more))
+            assert few <= many or len(few) > len(many)
+
+
+@pytest.mark.parametrize("spec", PLACE_BLIND)
+def test_patches_in_another_order_are_the_same_patches(spec):
+    """On a single tile, where no patch is told from another but by what the tower says of it."""
+    step, places = Step.parse(spec), np.random.default_rng(1).permutation(N)
+    inputs = some_inputs(step, 6)
+    moved = {role: values[:, :, places] if values.shape[2] == N else values for role, values in inputs.items()}
+    as_they_are, elsewhere = (run(step, GEOMETRIES[:1] * 6, own) for own in (inputs, moved))
+    for here, there in zip(as_they_are.indices, elsewhere.indices, strict=True):
+        assert sorted(here) == sorted(places[i] if i >= 0 else -1 for i in there)
 
 
 @pytest.mark.parametrize("spec", [*SPECS, "hired:0.3,variant=code"])

@@ -57,7 +57,7 @@ class CDPruner(TileSelector):
         del config
         if self.relevance == "text":
             raise BudgetError(
-                "relevance to the question needs the text tower of CLIP, and this checkpoint holds only the vision tower",
+                "relevance to the question needs a text tower beside the vision tower, and this checkpoint has none",
                 where="budget method 'cdpruner'",
                 fix="Add relevance=none for its choice without a question, or use divprune.",
             )

@@ -40,8 +40,7 @@ def pick_in_turn(
 ) -> Bool[Array, " N"]:
     """Takes, `count` times, the candidate of the largest gain among those left.
 
-    The lowest index wins a tie; NaN ranks last. So exactly `min(count, candidates)` tokens are marked whatever the gains
-    are.
+    The lowest index wins a tie; NaN ranks last. So exactly `min(count, candidates)` tokens are marked for any gains.
 
     Args:
       state: from which `gain` says what every token is worth now.

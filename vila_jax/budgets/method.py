@@ -148,7 +148,7 @@ class TileSelector(Selector):
             raise BudgetError(
                 f"{asked} token(s) cannot be shared among the {tiles} tiles of a picture",
                 where=f"budget method {self.name!r}",
-                fix=f"Ask for at least {tiles} tokens, or use a method that sees a picture as a whole, such as divprune.",
+                fix=f"Ask for at least {tiles} tokens, or use a method that sees a picture as one, such as divprune.",
             )
         return asked
 
