@@ -42,11 +42,20 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of a program: its name (`vision tower`, `prefill`, ...), and seconds until its result was there."""
+    """One call of a program.
+
+    Attributes:
+      name: `vision tower`, `prefill`, ...
+      seconds: until its result was there.
+      program: which it was.
+      args, options: what it was called with; keeps arrays alive.
+    """
 
     name: str
     seconds: float
     program: Program
+    args: tuple[Any, ...]
+    options: dict[str, Any]
 
 
 class Meter(Programs):
@@ -73,7 +82,7 @@ class Meter(Programs):
         jax.block_until_ready(args)
         start = time.perf_counter()
         result = jax.block_until_ready(program(self.state, *args))
-        self._calls.append(Call(name, time.perf_counter() - start, self._known[id(program)]))
+        self._calls.append(Call(name, time.perf_counter() - start, self._known[id(program)], args, options))
         return result
 
     def compile(

@@ -1,9 +1,9 @@
 """Floating-point operations of a program as it will run, counted in its trace.
 
-Where `flops` counts a model from its config, this counts whatever a traced function really multiplies: padding to static
-sizes, the scores that a budget asks of the tower, and sequences that become shorter on the way. One multiply-add counts
-as two, and only matrix products and convolutions count. Of attention all pairs of positions that are multiplied count,
-masked ones included.
+Where `flops` counts a model from its config, this counts whatever a traced function really multiplies: padding to
+static sizes, the scores that a budget asks of the tower, and sequences that become shorter on the way. One multiply-add
+counts as two, and only matrix products and convolutions count. Of attention all pairs of positions that are multiplied
+count, masked ones included.
 
 A loop counts as often as its trace says; one without a static number of turns, such as that of the decode steps, counts
 a single turn. Nothing is compiled, and nothing depends on the device but the choice of kernel.

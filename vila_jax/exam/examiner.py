@@ -18,6 +18,7 @@ All but the first two drop the newline tokens, which no budget keeps.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -70,8 +71,11 @@ class Examiner:
 
     def __init__(self, model: Model, *, batch: int = 32, on_batch: Callable[[int], None] | None = None):
         self.model, self.batch = model, batch
-        self._overview = _overview_model(model)
         self._on_batch = on_batch or (lambda answered: None)
+
+    @functools.cached_property
+    def _overview(self) -> Model:
+        return _overview_model(self.model)
 
     def replies(self, items: Sequence[Item], setting: Setting) -> list[Reply]:
         """The model's greedy answers, in the order of the items."""

@@ -4,8 +4,8 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 
-from vila_jax.bench.budgets_rows import Bench, Marks, Row
-from vila_jax.bench.budgets_store import Store
+from vila_jax.bench.budgets.rows import Bench, Marks, Row
+from vila_jax.bench.budgets.store import Store
 from vila_jax.errors import BudgetError
 from vila_jax.exam.examiner import Examiner
 from vila_jax.exam.items import Item, Reply
@@ -18,7 +18,7 @@ def examine(
     store: Store,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Fills the marks of all rows in that are not refused and have none yet.
+    """Fills in the marks of all rows that are not refused and have none yet.
 
     A budget that is met for some pictures and refused for others is a refused row.
     """
@@ -31,10 +31,10 @@ def examine(
         except BudgetError as error:
             store.put(Row(row.case, refused=str(error)))
         else:
-            store.put(_marked(row, replies))
+            store.put(dataclasses.replace(row, marks=_marks(replies)))
 
 
-def _marked(row: Row, replies: Sequence[Reply]) -> Row:
+def _marks(replies: Sequence[Reply]) -> Marks:
     tokens = [reply.tokens for reply in replies]
     right = "".join("1" if reply.right else "0" for reply in replies)
-    return dataclasses.replace(row, marks=Marks(right, statistics.fmean(tokens), max(tokens)))
+    return Marks(right, statistics.fmean(tokens), max(tokens))

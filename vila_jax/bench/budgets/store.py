@@ -8,16 +8,19 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from vila_jax.bench.budgets_rows import Bench, Case, Row
+from vila_jax.bench.budgets.rows import Bench, Case, Row
 from vila_jax.errors import VilaError
 
 
 class Store:
     """The file of a bench.
 
+    Rows that it holds stay, also those of cases that are not asked for this time; they come last.
+
     Args:
       path: of the JSON file; None keeps nothing.
       bench: the settings and kinds of this run; its rows are filled in.
+      cases: what is asked for.
 
     Raises:
       VilaError: the file was made with other settings, or cannot be read.
@@ -25,8 +28,9 @@ class Store:
 
     def __init__(self, path: pathlib.Path | None, bench: Bench, cases: Sequence[Case]):
         self._path, self._bench = path, bench
-        known = {row.case: row for row in _read(path, bench)}
-        bench.rows[:] = [known.get(case, Row(case)) for case in cases]
+        known = {row.case.name: row for row in _read(path, bench)}
+        asked = [known.pop(case.name, Row(case)) for case in cases]
+        bench.rows[:] = [*asked, *known.values()]
 
     @property
     def lacks_costs(self) -> bool:
@@ -34,7 +38,7 @@ class Store:
         return any(row.cost is None and row.refused is None for row in self._bench.rows)
 
     def put(self, *rows: Row) -> None:
-        """Takes finished rows in, in place of what was known of their cases."""
+        """Takes finished rows in, in place of what was known of their cases, and writes the file."""
         new = {row.case: row for row in rows}
         self._bench.rows[:] = [new.get(row.case, row) for row in self._bench.rows]
         if self._path is not None:
@@ -51,7 +55,8 @@ def _read(path: pathlib.Path | None, bench: Bench) -> list[Row]:
         found = Bench.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
         raise VilaError("this is no result of `vila-jax bench budgets`", where=str(path), fix=fix) from error
-    changed = [name for name, value in bench.settings.items() if found.settings.get(name) != value]
-    if changed:
-        raise VilaError(f"it was made with another {' and '.join(changed)}", where=str(path), fix=fix)
+    changed = [name for name in bench.settings if found.settings.get(name) != bench.settings[name]]
+    if changed or found.kinds != bench.kinds:
+        named = " and ".join(changed) or "exam"
+        raise VilaError(f"its rows were measured with another {named}", where=str(path), fix=fix)
     return found.rows

@@ -1,4 +1,4 @@
-"""The rows of `vila-jax bench budgets`: what was measured of every method at every fraction, as plain data."""
+"""What is measured of every method at every KEEP, as plain data."""
 
 import dataclasses
 import math
@@ -6,11 +6,14 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vila_jax.budgets import METHODS, Budget
+from vila_jax.budgets import METHODS, Budget, Step
 from vila_jax.exam.items import GROUPS, Score, interval
 
-FULL = "all tokens"
+ALL_TOKENS = "all tokens"
 """The method of the row without a budget."""
+
+BASELINES = ("random", "uniform", "pool", "downsample")
+"""Methods that look at nothing: what any other has to beat."""
 
 _Z = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
 
@@ -21,12 +24,12 @@ class Case:
 
     Attributes:
       method: as it was asked for: a name of the registry, perhaps with options, or a whole budget.
-      keep: the fraction; None without a budget, and of a whole budget.
+      keep: what is kept, a fraction or a number of tokens; None without a budget, and of a whole budget.
       budget: the spec; None without a budget.
     """
 
     method: str
-    keep: float | None
+    keep: float | int | None
     budget: str | None
 
     @property
@@ -34,28 +37,27 @@ class Case:
         return self.budget or self.method
 
 
-def make_cases(methods: Sequence[str] | None, keeps: Iterable[float]) -> list[Case]:
-    """All tokens, then every method at every fraction.
+def make_cases(methods: Sequence[str] | None, keeps: Iterable[str]) -> list[Case]:
+    """All tokens, then every method at every KEEP.
 
     Args:
-      methods: `NAME[,OPTION=VALUE...]`, which is combined with every fraction, or a whole budget such as
+      methods: `NAME[,OPTION=VALUE...]`, which is combined with every KEEP, or a whole budget such as
         `hired:0.4+fastv:0.5`, which is one case; None are all methods of the registry.
+      keeps: as in a spec: `0.4`, `40%`, `72`.
 
     Raises:
       BudgetError: what was asked for is no budget. (Whether a model can have it is said by its row.)
     """
-    keeps, cases = list(keeps), [Case(FULL, None, None)]
-    if methods is None:
-        methods = list({method: name for name, method in reversed(METHODS.items())}.values())[::-1]  # aliases once
-    for method in dict.fromkeys(methods):
-        name, comma, options = method.partition(",")
+    keeps, cases = list(keeps), [Case(ALL_TOKENS, None, None)]
+    for method in METHODS if methods is None else methods:
         if ":" in method:
-            cases.append(Case(method, None, method))
-        else:
-            cases += [Case(method, keep, f"{name}:{keep}{comma}{options}") for keep in keeps]
-    for case in cases[1:]:
-        Budget.parse(case.budget or "")
-    return cases
+            cases.append(Case(method, None, str(Budget.parse(method))))
+            continue
+        name, comma, options = method.partition(",")
+        for keep in keeps:
+            step = Step.parse(f"{name}:{keep}{comma}{options}")
+            cases.append(Case(method, step.keep, str(step)))
+    return list({case.name: case for case in reversed(cases)}.values())[::-1]  # each budget once, where it is first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +75,12 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a picture costs; of batches the share of one row, but for times, which a batch has in common.
+    """What a request costs: of counts the share of one row of its batch; times are those of the whole batch.
 
     Attributes:
-      tokens_mean, tokens_max: visual tokens that the decoder is given, of the pictures that were timed.
+      tokens_mean, tokens_max: visual tokens of the pictures that were timed.
       tower_flops: of the vision tower, with what the budget reads of it.
-      selector_flops: of the choice itself, `projector_flops` of projecting what is chosen.
+      selector_flops: of the choice itself, `projector_flops` of merging and projecting what is chosen.
       prefill_flops: of the decoder over the prompt, `decode_flops` over one further token.
       kv_bytes: of the cache as it lies in memory, padded to its static length.
       compile_time: seconds to compile all programs of the request from nothing.
@@ -106,6 +108,11 @@ class Cost:
     def total_flops(self) -> float:
         """Up to the first token."""
         return self.tower_flops + self.selector_flops + self.projector_flops + self.prefill_flops
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Cost":
+        spreads = {name: Spread(**value) for name, value in data.items() if isinstance(value, dict)}
+        return cls(**{**data, **spreads})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,22 +144,29 @@ class Row:
         known = self.marks or self.cost
         return None if known is None else (known.tokens_mean, known.tokens_max)
 
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Row":
+        cost, marks = data["cost"], data["marks"]
         return cls(
             Case(**data["case"]),
             data["refused"],
-            None if data["cost"] is None else _cost(data["cost"]),
-            None if data["marks"] is None else Marks(**data["marks"]),
+            None if cost is None else Cost.from_json(cost),
+            None if marks is None else Marks(**marks),
         )
 
 
-def _cost(data: dict[str, Any]) -> Cost:
-    spreads = {name: Spread(**value) for name, value in data.items() if isinstance(value, dict)}
-    return Cost(**{**data, **spreads})
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Accuracy of one row minus that of another on the same questions, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def sure(self) -> int:
+        """1 where it is better, -1 where it is worse, 0 where the interval holds both."""
+        return (self.low > 0) - (self.high < 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +174,7 @@ class Bench:
     """All rows, with what they have in common.
 
     Attributes:
-      settings: model, sizes, versions and the like.
+      settings: model, sizes, versions and the like; numbers made with other settings are not comparable.
       kinds: the kind of every question of the exam; empty without one.
     """
 
@@ -169,7 +183,9 @@ class Bench:
     rows: list[Row]
 
     def to_json(self) -> dict[str, Any]:
-        return {"settings": self.settings, "kinds": list(self.kinds), "rows": [row.to_json() for row in self.rows]}
+        """Plain data: seconds, FLOPs, bytes and fractions of 1. What is derived from it stands beside it."""
+        rows = [dataclasses.asdict(row) | {"accuracy": self._accuracies(row)} for row in self.rows]
+        return {"settings": self.settings, "kinds": list(self.kinds), "rows": rows}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Bench":
@@ -182,10 +198,16 @@ class Bench:
         marks = self._of_group(row.marks.right, group)
         return Score(sum(marks), len(marks))
 
-    def difference(self, row: Row, other: Row, group: str = "all") -> tuple[float, float, float]:
-        """Accuracy of `row` minus that of `other` on the same questions, with its 95 % interval.
+    def bounds(self, row: Row, group: str = "all") -> tuple[float, float]:
+        """The 95 % interval of an accuracy over the scenes; NaN without an exam."""
+        score = self.score(row, group)
+        return (math.nan, math.nan) if score is None else interval(score.accuracy, score.asked)
 
-        Source: D. G. Bonett and R. M. Price, J. Educ. Behav. Stat. 37 (2012), the adjusted Wald interval.
+    def difference(self, row: Row, other: Row, group: str = "all") -> Difference:
+        """Accuracy of `row` minus that of `other`; both took the exam.
+
+        Source: D. G. Bonett and R. M. Price, J. Educ. Behav. Stat. 37 (2012): the adjusted Wald interval for paired
+        proportions.
         """
         assert row.marks is not None and other.marks is not None
         own, others = self._of_group(row.marks.right, group), self._of_group(other.marks.right, group)
@@ -193,13 +215,19 @@ class Bench:
         lost = sum(a < b for a, b in zip(own, others, strict=True))
         gain, loss = (won + 1) / (len(own) + 2), (lost + 1) / (len(own) + 2)
         reach = _Z * math.sqrt((gain + loss - (gain - loss) ** 2) / (len(own) + 2))
-        return (won - lost) / len(own), gain - loss - reach, gain - loss + reach
-
-    def bounds(self, row: Row, group: str = "all") -> tuple[float, float]:
-        """The 95 % interval of an accuracy over the scenes."""
-        score = self.score(row, group)
-        return (math.nan, math.nan) if score is None else interval(score.accuracy, score.asked)
+        return Difference((won - lost) / max(1, len(own)), gain - loss - reach, gain - loss + reach)
 
     def _of_group(self, right: str, group: str) -> list[int]:
         kinds = GROUPS[group]
         return [int(mark) for mark, kind in zip(right, self.kinds, strict=True) if kind in kinds]
+
+    def _accuracies(self, row: Row) -> dict[str, Any] | None:
+        if row.marks is None:
+            return None
+        found = {}
+        for group in GROUPS:
+            score = self.score(row, group)
+            if score is not None and score.asked:
+                low, high = self.bounds(row, group)
+                found[group] = {"right": score.right, "asked": score.asked, "low": low, "high": high}
+        return found
