@@ -14,8 +14,8 @@ _CAPTIONS = {"coarse": "what is where: colours, shapes, counts, places", "fine":
 _RIVALS = ("random", "downsample")
 _SURE = (
     "All budgets answer the same questions. A difference is *sure* (bold) where its 95 % interval (paired; Bonett and "
-    "Price 2012) does not hold zero; of comparisons between equally good methods one in twenty comes out sure by chance. "
-    "Distances are in percentage points at the same KEEP."
+    "Price 2012) does not hold zero; of comparisons between equally good methods one in twenty comes out sure by "
+    "chance. Distances are in percentage points at the same KEEP."
 )
 
 
