@@ -26,12 +26,12 @@ TOO_MANY = Case("hired", 5000, "hired:5000")
 
 def _cost(tokens, first_token):
     seconds = Spread(first_token, 0.5 * first_token, 2 * first_token)
-    return Cost(tokens, tokens, 3e6, 0.0, 1e6, 2e7, 1e6, 2.0**20, 1.5, seconds, None, seconds, seconds, seconds)
+    return Cost(float(tokens), tokens, 3e6, 0.0, 1e6, 2e7, 1e6, 2.0**20, 1.5, seconds, None, seconds, seconds, seconds)
 
 
 def _marks(coarse, fine, tokens):
     """So many right answers of either group."""
-    return Marks("".join(f"{int(i < coarse)}{int(i < fine)}" for i in range(60)), tokens, tokens)
+    return Marks("".join(f"{int(i < coarse)}{int(i < fine)}" for i in range(60)), float(tokens), tokens)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def _equation(equation: JaxprEqn) -> int:
     if name == "conv_general_dilated":
         return _convolution(equation)
     if name.startswith(_FLASH):
-        (batch, queries, heads, width), keys = equation.invars[0].aval.shape, equation.invars[1].aval.shape[1]
+        (batch, queries, heads, width), keys = _shape(equation.invars[0]), _shape(equation.invars[1])[1]
         return 4 * batch * queries * keys * heads * width
     inner = [count_flops(jaxpr) for jaxpr in jaxprs_in_params(params)]
     if name == "cond":
@@ -46,12 +46,16 @@ def _equation(equation: JaxprEqn) -> int:
 
 def _dot_general(equation: JaxprEqn) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    left = _shape(equation.invars[0])
+    return 2 * math.prod(_shape(equation.outvars[0])) * math.prod(left[axis] for axis in contracted)
 
 
 def _convolution(equation: JaxprEqn) -> int:
     """Every output is a sum over the kernel, without the axis of its outputs."""
-    kernel = equation.invars[1].aval.shape
+    kernel = _shape(equation.invars[1])
     outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // outputs
+    return 2 * math.prod(_shape(equation.outvars[0])) * math.prod(kernel) // outputs
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape

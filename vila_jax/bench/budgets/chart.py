@@ -126,7 +126,7 @@ def _draw_accuracy(axes: Any, bench: Bench, lines: Mapping[str, list[Row]], grou
     _finish(axes, lines, against)
 
 
-def _draw_costs(panels: Sequence[Any], lines: Mapping[str, list[Row]]) -> None:
+def _draw_costs(panels: Any, lines: Mapping[str, list[Row]]) -> None:
     """FLOPs and milliseconds up to the first token against visual tokens."""
     giga = _Axis("GFLOP to the first token", lambda row: _known_cost(row).total_flops / 1e9)
     styles = _styles(list(lines))

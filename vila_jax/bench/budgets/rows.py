@@ -57,7 +57,10 @@ def make_cases(methods: Sequence[str] | None, keeps: Iterable[str]) -> list[Case
         for keep in keeps:
             step = Step.parse(f"{name}:{keep}{comma}{options}")
             cases.append(Case(method, step.keep, str(step)))
-    return list({case.name: case for case in reversed(cases)}.values())[::-1]  # each budget once, where it is first
+    unique: dict[str, Case] = {}
+    for case in cases:
+        unique.setdefault(case.name, case)
+    return list(unique.values())
 
 
 @dataclasses.dataclass(frozen=True)

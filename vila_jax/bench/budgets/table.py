@@ -86,7 +86,7 @@ def _record(bench: Bench, row: Row) -> dict[str, Any]:
 
 _Column = tuple[str, Callable[[Cost], str]]
 _FLOPS = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
-_BYTES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+_BYTES = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
 _TIMES: tuple[_Column, ...] = (
     ("ViT ms", lambda cost: _milli(cost.tower)),
     ("selector ms", lambda cost: NOTHING if cost.selector is None else _milli(cost.selector)),
