@@ -1,7 +1,9 @@
-"""What this machine can do: the rates that floors are computed from, measured in a second or two."""
+"""What this machine is, and what it can do: the rates that floors are computed from, measured in a second or two."""
 
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,14 @@ from jaxtyping import Array, Float
 
 _LARGEST = 8192  # 8192^3 products reach the ceiling of today's accelerators
 _SHORTEST = 0.05  # seconds; below it the call itself would be measured
+
+
+def cpu_name() -> str:
+    """Model of the processor, as the operating system calls it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def measure_matmul(dtype: DTypeLike, seconds: float = 0.3) -> float:

@@ -25,6 +25,7 @@ from PIL import Image
 from rich.console import Console
 
 import vila_jax
+from vila_jax.bench.machine import cpu_name
 from vila_jax.heap import keep_freed_memory
 
 console = Console(stderr=True)
@@ -193,14 +194,6 @@ def report(preset: str, sides: list[Side], difference: float, same: bool, settin
         "rest of a long answer.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def cpu_name() -> str:
-    """Model of the processor, as the operating system calls it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main(argv: list[str] | None = None) -> None:

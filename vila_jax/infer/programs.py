@@ -17,7 +17,7 @@ class Programs:
     applied to is placed by the compiler: the cache is split by heads like the weights that fill it.
 
     Args:
-      graphdef, state: the model.
+      graphdef, state: the model; kept as attributes.
       on_compile: called with the name of a program before it is compiled.
 
     Attributes:
@@ -25,14 +25,14 @@ class Programs:
     """
 
     def __init__(self, graphdef: nnx.GraphDef, state: nnx.State, on_compile: OnCompile | None = None):
-        self._graphdef, self._state = graphdef, state
-        self._on_compile = on_compile or (lambda name: None)
+        self.graphdef, self.state = graphdef, state
+        self.on_compile = on_compile or (lambda name: None)
         self._compiled: dict[Hashable, Any] = {}
         self.compile_time = 0.0
 
     def call(self, name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Runs a function; `options` are those of `compile`. Does not wait for the result."""
-        return self.compile(name, function, *args, **options)(self._state, *args)
+        return self.compile(name, function, *args, **options)(self.state, *args)
 
     def compile(
         self, name: str, function: Callable[..., Any], *args: Any, donate: tuple[str, ...] = (), **static: Hashable
@@ -50,8 +50,8 @@ class Programs:
         if key not in self._compiled:
             jax.block_until_ready(args)  # work under way is not compile time
             start = time.perf_counter()
-            self._on_compile(name)
+            self.on_compile(name)
             jitted = jax.jit(function, static_argnames=("graphdef", *static), donate_argnames=donate)
-            self._compiled[key] = jitted.lower(self._graphdef, self._state, *args, **static).compile()
+            self._compiled[key] = jitted.lower(self.graphdef, self.state, *args, **static).compile()
             self.compile_time += time.perf_counter() - start
         return self._compiled[key]
