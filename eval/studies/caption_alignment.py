@@ -28,6 +28,7 @@ from vila_jax.cli.cache import enable_compile_cache
 SUMMARY = "patches kept by a learned scorer, aligned with captions by a bilinear form: Flickr8k, or drawn scenes"
 
 _BATCH = 64
+_AT_ONCE = 250  # examples, outside of training; divides the numbers below, so that one program does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +158,8 @@ def _all_scores(model: Split, keep: Keep | None, data: Data) -> Float[np.ndarray
     graph, state = model
     photo = jax.jit(lambda state, photos: nnx.merge(graph, state).photos(photos, keep, jax.random.key(1)))
     caption = jax.jit(lambda state, words: nnx.merge(graph, state).captions(words))
-    photos = over_batches(functools.partial(photo, state), 4 * _BATCH, data.corpus.photos)
-    captions = over_batches(functools.partial(caption, state), 16 * _BATCH, data.words)
+    photos = over_batches(functools.partial(photo, state), _AT_ONCE, data.corpus.photos)
+    captions = over_batches(functools.partial(caption, state), 2 * _AT_ONCE, data.words)
     return np.asarray(nnx.merge(graph, state).scores(jnp.asarray(photos), jnp.asarray(captions)))
 
 

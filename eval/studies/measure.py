@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from vila_jax.errors import VilaError
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -110,4 +112,6 @@ def time_side_by_side(calls: Mapping[str, Callable[[], Any]], rounds: int) -> di
 def xla_flops(function: Callable[..., Any], *args: Any) -> float:
     """Operations of the compiled program by XLA's own count, which holds norms, softmax and activations as well."""
     analysis = jax.jit(function).lower(*args).compile().cost_analysis()
+    if analysis is None:
+        raise VilaError("XLA does not count the operations of its programs on this device", fix="Use a CPU.")
     return float(analysis["flops"])
