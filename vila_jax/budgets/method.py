@@ -4,6 +4,7 @@ A method is a frozen dataclass whose fields *are* its options, so that an instan
 `jax.jit`. It works at one stage of the road:
 
     Method            name, stage, options
+    ├ TowerMethod     inside the tower: fewer tokens from block to block              reduce -> Tokens
     └ TokenMethod     between tower and decoder: which tokens a picture has           choose -> Selection
       └ Selector      ... that are patches: which of them are kept                    keep -> mask
 
@@ -21,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from vila_jax.budgets.select import Selection, compact
 from vila_jax.errors import BudgetError
 from vila_jax.nn.config import ProjectorConfig, VisionConfig
+from vila_jax.nn.tower_tokens import Tokens
 from vila_jax.vision.geometry import TileGeometry
 
 Stage = Literal["picture", "tower", "tokens", "decoder"]
@@ -62,10 +64,36 @@ class Method(abc.ABC):
         return True
 
 
+class TowerMethod(Method):
+    """Takes tokens away inside the vision tower, of every tile equally many."""
+
+    stage: ClassVar[Stage] = "tower"
+
+    @abc.abstractmethod
+    def schedule(self, patches: int, kept: int, depth: int) -> tuple[int, ...]:
+        """Patches that are left of a tile behind the attention of each of `depth` blocks; the last is `kept`.
+
+        Raises:
+          BudgetError: a block that an option names does not exist, or there is no such schedule.
+        """
+
+    @abc.abstractmethod
+    def reduce(
+        self, block: int, tokens: Tokens, keys: Float[Array, "R S heads H"], left: tuple[int, ...]
+    ) -> Tokens:
+        """The tokens that go on to the MLP of a block; see `vila_jax.nn.tower_tokens.Reduction`. `left` is the schedule."""
+
+
 class TokenMethod(Method):
-    """Makes the tokens of a picture from what the tower says of its patches."""
+    """Makes the tokens of a picture from what the tower says of its patches.
+
+    Attributes:
+      after_tower: whether the method may follow a step inside the tower, which leaves it fewer candidates than the host
+        knew of: then `choose` must take the candidates from its `plan`, and the host count nothing by patch or tile.
+    """
 
     stage: ClassVar[Stage] = "tokens"
+    after_tower: ClassVar[bool] = False
 
     def intermediates(self, vision: VisionConfig, depth: int) -> dict[str, str]:
         """What `choose` reads, `{role: name}`, for a tower of which `depth` blocks are built.

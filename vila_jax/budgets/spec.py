@@ -21,7 +21,8 @@ from decimal import Decimal
 import numpy as np
 
 from vila_jax.budgets import registry
-from vila_jax.budgets.method import Method, Stage, TokenMethod
+from vila_jax.budgets.method import Method, Stage, TokenMethod, TowerMethod
+from vila_jax.budgets.tower import Survivors
 from vila_jax.errors import BudgetError
 
 OptionValue = bool | int | float | str
@@ -87,10 +88,20 @@ class Step:
 
     @property
     def token_method(self) -> TokenMethod:
-        """`rule`, of a step of the stage `tokens`."""
+        """`rule`, of a step of the stage `tokens`; of one inside the tower, what keeps the tokens that it leaves."""
         rule = self.rule
+        if isinstance(rule, TowerMethod):
+            return Survivors()
         if not isinstance(rule, TokenMethod):
             raise TypeError(f"{self} works at the stage {rule.stage!r}, not on the tokens of a picture")
+        return rule
+
+    @property
+    def tower_method(self) -> TowerMethod:
+        """`rule`, of a step of the stage `tower`."""
+        rule = self.rule
+        if not isinstance(rule, TowerMethod):
+            raise TypeError(f"{self} works at the stage {rule.stage!r}, not inside the tower")
         return rule
 
     @property
@@ -107,7 +118,8 @@ class Budget:
     differ elsewhere share them.
 
     Raises:
-      BudgetError: no step, two of one stage, or steps against the order of the road.
+      BudgetError: no step, two of one stage, steps against the order of the road, or a step that cannot do with what an
+        earlier one has left.
     """
 
     steps: tuple[Step, ...]
@@ -129,6 +141,16 @@ class Budget:
                     where=f"budget {str(self)!r}",
                     fix=f"Write {other}+{one}.",
                 )
+        self._check_after_tower()
+
+    def _check_after_tower(self) -> None:
+        tower, tokens = self.step("tower"), self.step("tokens")
+        if tower is not None and tokens is not None and not tokens.token_method.after_tower:
+            raise BudgetError(
+                f"{tokens.method} scores or counts patches that {tower.method} has already taken away",
+                where=f"budget {str(self)!r}",
+                fix=f"Give one of them, or let a method that chooses among what is left follow, such as random:0.1.",
+            )
 
     @classmethod
     def of(cls, method: str, keep: float | int, options: tuple[tuple[str, OptionValue], ...] = ()) -> "Budget":

@@ -33,6 +33,7 @@ def attention(
     offset: Int[Array, " B"] | None = None,
     window: int | None = None,
     segments: Int[Array, "B S"] | None = None,
+    key_bias: Float[Array, "B S"] | None = None,
     implementation: Implementation | None = None,
 ) -> Float[Array, "B T N H"]:
     """Scaled dot-product attention with grouped key/value heads; softmax in float32.
@@ -46,16 +47,21 @@ def attention(
       offset: index of the first query among the keys (0 when absent; the cache length while decoding).
       window: with `causal`, a query sees only the last `window` keys, itself included.
       segments: with T = S, a query sees only keys of its own segment and of segment 0.
+      key_bias: added to the scores of a key, whatever the query; goes with none of the arguments above.
       implementation: forces a kernel; by default the best one that this device and these arguments allow.
 
     Returns:
       One vector per query and head, in the dtype of `q`. A query that sees no key at all gets finite garbage.
 
     Raises:
-      ValueError: a window without `causal`, or a forced kernel that does not know the arguments.
+      ValueError: a window without `causal`, a bias beside other arguments, or a forced kernel that does not know the arguments.
     """
     if window is not None and not causal:
         raise ValueError(f"window={window} needs causal=True")
+    if key_bias is not None:
+        if causal or any(given is not None for given in (lengths, offset, window, segments)):
+            raise ValueError("key_bias goes with none of causal, lengths, offset, window and segments")
+        return _biased_attention(q, k, v, key_bias, implementation)
     plain = offset is None and segments is None and k.ndim == 4
     if implementation is None:
         implementation = choose_implementation(q.dtype, q.shape[-1], jax.default_backend()) if plain else "xla"
@@ -77,6 +83,44 @@ def attention(
         q.shape[1], k.shape[-2], causal=causal, lengths=lengths, offset=offset, window=window, segments=segments
     )
     return _xla_attention(q, k, v, visible)
+
+
+def _biased_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    key_bias: Float[Array, "B S"],
+    implementation: Implementation | None,
+) -> Float[Array, "B T N H"]:
+    """Attention with a bias of every key, by the fast kernel where it takes heads that are a little wider."""
+    width = _width_with_bias(q.shape[-1])
+    chosen = implementation or choose_implementation(q.dtype, width, jax.default_backend())
+    if chosen == "xla":
+        return _xla_attention(q, k, v, None, key_bias)
+    return attention(*widen_by_bias(q, k, v, key_bias), implementation=chosen)[..., : q.shape[-1]]
+
+
+def widen_by_bias(
+    q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], v: Float[Array, "B K S H"], key_bias: Float[Array, "B S"]
+) -> tuple[Float[Array, "B T N W"], Float[Array, "B K S W"], Float[Array, "B K S W"]]:
+    """Heads with further channels that add the bias to the scores, so that no kernel needs to know of it.
+
+    In low precision the bias is written as the sum of two numbers, which has twice as many digits.
+    """
+    old, width = q.shape[-1], _width_with_bias(q.shape[-1])
+    high = key_bias.astype(k.dtype)
+    low = (key_bias - high.astype(key_bias.dtype)).astype(k.dtype)
+    bias = jnp.stack([high, low, *[jnp.zeros_like(high)] * (width - old - 2)], axis=-1)
+    bias = jnp.broadcast_to(bias[:, None], (*k.shape[:-1], width - old))
+    # Kernels divide scores by the root of the width.
+    ones = jnp.full((*q.shape[:-1], width - old), width**0.5, q.dtype)
+    q = jnp.concatenate([q * (width / old) ** 0.5, ones], axis=-1)
+    return q, jnp.concatenate([k, bias], axis=-1), jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, width - old)))
+
+
+def _width_with_bias(width: int) -> int:
+    """Two channels more, and a multiple of 8, as the fast kernels ask for."""
+    return -(-(width + 2) // 8) * 8
 
 
 def _causal_blocks(
@@ -116,6 +160,7 @@ def _xla_attention(
     k: Float[Array, "*rows K S H"],
     v: Float[Array, "*rows K S H"],
     visible: Bool[Array, "#B 1 1 #T S"] | None,
+    key_bias: Float[Array, "B S"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Two matrix products per key/value head.
 
@@ -129,6 +174,8 @@ def _xla_attention(
     rows = rows.reshape(*k.shape[:-2], -1, width)
     scores = jnp.einsum("...MH,...SH->...MS", rows, k, preferred_element_type=jnp.float32) * width**-0.5
     scores = scores.reshape(*grouped, keys)
+    if key_bias is not None:
+        scores = scores + key_bias[:, None, None, None, :]
     if visible is not None:
         scores = jnp.where(visible, scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(*k.shape[:-2], -1, keys)

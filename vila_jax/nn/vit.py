@@ -7,8 +7,13 @@ token-budget methods score with, of block i (0-based) and for patches only, with
     received_attention/i   [R, N, P]      the same, as a mean over all tokens (towers without a class token have it too)
     keys/i                 [R, P, N, H]   keys, normalised where the tower does so
 
+    stand_in               [R, P]         which patch stands for the token that holds a patch, see `tower_tokens`
+
 A name costs one extra attention row in its block (`received_attention`: all of them again); the block itself keeps its
 fast attention kernel.
+
+A `Reduction` makes the tokens fewer from block to block. States and intermediates still have a place for every patch:
+it shows the token that holds the patch, and zeros where the patch is dropped.
 """
 
 import functools
@@ -18,14 +23,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from vila_jax.nn.attention import attention
 from vila_jax.nn.config import VisionConfig
 from vila_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, along_last
 from vila_jax.nn.params import fan_in, normal, ones, weight, zeros
+from vila_jax.nn.tower_tokens import Reduction, Tokens
 
-Intermediates = dict[str, Float[Array, "..."]]
+Intermediates = dict[str, Shaped[Array, "..."]]
+
+STAND_IN = "stand_in"
 
 
 class Embeddings(nnx.Module):
@@ -80,34 +88,41 @@ class SelfAttention(nnx.Module):
         self.out = linear(width, out, bias=True)
 
     def __call__(
-        self, x: Float[Array, "R P D"], wanted: Collection[str]
+        self, x: Float[Array, "R P D"], wanted: Collection[str], key_bias: Float[Array, "R P"] | None = None
     ) -> tuple[Float[Array, "R P D"], Intermediates]:
+        """`key_bias` is added to the scores of every key."""
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1) if self.is_fused else (self.q(x), self.k(x), self.v(x))
         if self.normalises:
             q, k = self.q_norm(q), self.k_norm(k)
         heads = (*x.shape[:2], self.num_heads, self.head_dim)
         q, k, v = q.reshape(heads), k.reshape(heads), v.reshape(heads)
-        out = self.out(attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2)).reshape(x.shape))
+        out = attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), key_bias=key_bias)
+        out = self.out(out.reshape(x.shape))
         intermediates: Intermediates = {}
         if "cls_attention" in wanted:
-            intermediates["cls_attention"] = class_attention(q[:, 0], k)[:, :, self.first_patch :]
+            intermediates["cls_attention"] = class_attention(q[:, 0], k, key_bias)[:, :, self.first_patch :]
         if "received_attention" in wanted:
-            intermediates["received_attention"] = received_attention(q, k)[:, :, self.first_patch :]
+            intermediates["received_attention"] = received_attention(q, k, key_bias)[:, :, self.first_patch :]
         if "keys" in wanted:
             intermediates["keys"] = k[:, self.first_patch :]
         return out, intermediates
 
 
-def class_attention(q: Float[Array, "R N H"], k: Float[Array, "R P N H"]) -> Float[Array, "R N P"]:
+def class_attention(
+    q: Float[Array, "R N H"], k: Float[Array, "R P N H"], key_bias: Float[Array, "R P"] | None = None
+) -> Float[Array, "R N P"]:
     """The attention row of one query per tile, in float32: the softmax that the fast kernel does not hand out.
 
     At the highest precision, because tokens are ranked by it: the ranking must not depend on the device.
     """
     scores = jnp.einsum("RNH,RPNH->RNP", q, k, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
+    scores = scores * q.shape[-1] ** -0.5
+    return jax.nn.softmax(scores if key_bias is None else scores + key_bias[:, None, :], axis=-1)
 
 
-def received_attention(q: Float[Array, "R P N H"], k: Float[Array, "R P N H"]) -> Float[Array, "R N P"]:
+def received_attention(
+    q: Float[Array, "R P N H"], k: Float[Array, "R P N H"], key_bias: Float[Array, "R P"] | None = None
+) -> Float[Array, "R N P"]:
     """The attention that every token receives, as a mean over all queries; in float32, as `class_attention` is.
 
     Head by head, so that there is never more than one matrix `[P, P]` per tile.
@@ -118,7 +133,8 @@ def received_attention(q: Float[Array, "R P N H"], k: Float[Array, "R P N H"]) -
         scores = jnp.einsum(
             "RQH,RPH->RQP", q, k, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
         )
-        return jnp.mean(jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1), axis=1)
+        scores = scores * q.shape[-1] ** -0.5
+        return jnp.mean(jax.nn.softmax(scores if key_bias is None else scores + key_bias[:, None, :], axis=-1), axis=1)
 
     return jax.lax.map(one_head, (q.transpose(2, 0, 1, 3), k.transpose(2, 0, 1, 3))).swapaxes(0, 1)
 
@@ -140,12 +156,16 @@ class Block(nnx.Module):
             weight((width,), ("norm",), ones, rngs=rngs, dtype=dtype) if intern else None for _ in range(2)
         )
 
-    def __call__(
-        self, x: Float[Array, "R P D"], wanted: Collection[str] = ()
+    def attend(
+        self, x: Float[Array, "R P D"], wanted: Collection[str] = (), key_bias: Float[Array, "R P"] | None = None
     ) -> tuple[Float[Array, "R P D"], Intermediates]:
-        attended, intermediates = self.attn(self.norm1(x), wanted)
-        x = x + _scaled(attended, self.scale1)
-        return x + _scaled(self.fc2(self.act(self.fc1(self.norm2(x)))), self.scale2), intermediates
+        """The first half: the attention branch added."""
+        attended, intermediates = self.attn(self.norm1(x), wanted, key_bias)
+        return x + _scaled(attended, self.scale1), intermediates
+
+    def feed(self, x: Float[Array, "R P D"]) -> Float[Array, "R P D"]:
+        """The second half: the MLP branch added."""
+        return x + _scaled(self.fc2(self.act(self.fc1(self.norm2(x)))), self.scale2)
 
 
 def _scaled(branch: Float[Array, "R P D"], scale: nnx.Param | None) -> Float[Array, "R P D"]:
@@ -164,9 +184,18 @@ class VisionTower(nnx.Module):
         self.layers = nnx.List([Block(config, rngs=rngs, dtype=dtype) for _ in range(depth)])
 
     def __call__(
-        self, pixels: Float[Array, "R 3 h w"], wanted: Collection[str] = ()
+        self,
+        pixels: Float[Array, "R 3 h w"],
+        wanted: Collection[str] = (),
+        reduction: Reduction | None = None,
+        shown: Bool[Array, "R N"] | None = None,
     ) -> tuple[list[Float[Array, "R P D"]], Intermediates]:
         """Encodes normalised tiles.
+
+        Args:
+          wanted: names of intermediates.
+          reduction: makes the tokens fewer on the way.
+          shown: for the reduction, patches that show the picture rather than padding; all by default.
 
         Returns:
           The hidden states, embeddings first and then the output of each block, class token (if any) in front; and
@@ -182,11 +211,30 @@ class VisionTower(nnx.Module):
         with jax.named_scope("vision_tower"):
             x = self.embeddings(pixels)
             x = x if self.pre_norm is None else self.pre_norm(x)
+            if reduction is not None:
+                return self._reduced(Tokens.of(x, int(self.has_class_token), shown), by_block, wanted, reduction)
             states, intermediates = [x], Intermediates()
             for i, block in enumerate(self.layers):
-                x, found = block(x, by_block.get(i, ()))
+                x, found = block.attend(x, by_block.get(i, ()))
+                x = block.feed(x)
                 states.append(x)
                 intermediates |= {f"{name}/{i}": value for name, value in found.items()}
+        return states, intermediates
+
+    def _reduced(
+        self, tokens: Tokens, by_block: dict[int, list[str]], wanted: Collection[str], reduction: Reduction
+    ) -> tuple[list[Float[Array, "R P D"]], Intermediates]:
+        """The blocks, with fewer and fewer tokens."""
+        states, intermediates = [tokens.x], Intermediates()
+        for i, block in enumerate(self.layers):
+            names = by_block.get(i, [])
+            x, found = block.attend(tokens.x, {"keys", *names}, tokens.key_bias)
+            intermediates |= {f"{name}/{i}": _spread(tokens, name, found[name]) for name in names}
+            tokens = reduction(i, tokens.with_states(x), found["keys"])
+            tokens = tokens.with_states(block.feed(tokens.x))
+            states.append(tokens.spread_states())
+        if STAND_IN in wanted:
+            intermediates[STAND_IN] = tokens.stand_in()
         return states, intermediates
 
     def _by_block(self, wanted: Collection[str]) -> dict[int, list[str]]:
@@ -195,9 +243,18 @@ class VisionTower(nnx.Module):
         known = {f"{kind}/{i}": (i, kind) for kind in kinds for i in range(len(self.layers))}
         by_block: dict[int, list[str]] = {}
         for name in wanted:
+            if name == STAND_IN:
+                continue
             if name not in known:
                 names = ", ".join(f"{kind}/i" for kind in kinds)
                 raise ValueError(f"no intermediate {name!r}: this tower has {names} with i < {len(self.layers)}")
             block, kind = known[name]
             by_block.setdefault(block, []).append(kind)
         return by_block
+
+
+def _spread(tokens: Tokens, name: str, found: Float[Array, "R ..."]) -> Float[Array, "R ..."]:
+    """An intermediate of the tokens -> of the patches."""
+    if name == "keys":
+        return tokens.spread(found)
+    return tokens.spread(found.swapaxes(1, 2)).swapaxes(1, 2)

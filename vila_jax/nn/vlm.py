@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.decoder import Decoder
 from vila_jax.nn.params import normal, weight
 from vila_jax.nn.projector import Projector
+from vila_jax.nn.tower_tokens import Reduction
 from vila_jax.nn.vit import Intermediates, VisionTower
 
 
@@ -39,13 +40,19 @@ class VLM(nnx.Module):
         )
 
     def encode(
-        self, pixels: Float[Array, "R 3 h w"], wanted: Collection[str] = ()
+        self,
+        pixels: Float[Array, "R 3 h w"],
+        wanted: Collection[str] = (),
+        reduction: Reduction | None = None,
+        shown: Bool[Array, "R N"] | None = None,
     ) -> tuple[Float[Array, "R P Dv"], Intermediates]:
         """Tower features of normalised tiles, one vector per patch (and the class token, if the model keeps it).
 
-        Beside the intermediates of the tower, `class_token` may be wanted: its feature, `[R, 1, Dv]`.
+        Beside the intermediates of the tower, `class_token` may be wanted: its feature, `[R, 1, Dv]`. For `reduction`
+        and `shown` see `VisionTower`.
         """
-        states, intermediates = self.vision_tower(pixels, [name for name in wanted if name != "class_token"])
+        names = [name for name in wanted if name != "class_token"]
+        states, intermediates = self.vision_tower(pixels, names, reduction, shown)
         chosen = [states[i] for i in self.feature_layers]
         features = chosen[0] if len(chosen) == 1 else jnp.concatenate(chosen, axis=-1)
         if "class_token" in wanted:
