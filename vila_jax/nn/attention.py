@@ -47,19 +47,19 @@ def attention(
       offset: index of the first query among the keys (0 when absent; the cache length while decoding).
       window: with `causal`, a query sees only the last `window` keys, itself included.
       segments: with T = S, a query sees only keys of its own segment and of segment 0.
-      key_bias: added to the scores of a key, whatever the query; goes with none of the arguments above.
+      key_bias: added to the scores of a key, whatever the query; stands alone, without the arguments above.
       implementation: forces a kernel; by default the best one that this device and these arguments allow.
 
     Returns:
       One vector per query and head, in the dtype of `q`. A query that sees no key at all gets finite garbage.
 
     Raises:
-      ValueError: a window without `causal`, a bias beside other arguments, or a forced kernel that does not know the arguments.
+      ValueError: a window without `causal`, a bias beside other arguments, or a forced kernel that does not know them.
     """
     if window is not None and not causal:
         raise ValueError(f"window={window} needs causal=True")
     if key_bias is not None:
-        if causal or any(given is not None for given in (lengths, offset, window, segments)):
+        if causal or any(given is not None for given in (lengths, offset, segments)):
             raise ValueError("key_bias goes with none of causal, lengths, offset, window and segments")
         return _biased_attention(q, k, v, key_bias, implementation)
     plain = offset is None and segments is None and k.ndim == 4
@@ -92,35 +92,43 @@ def _biased_attention(
     key_bias: Float[Array, "B S"],
     implementation: Implementation | None,
 ) -> Float[Array, "B T N H"]:
-    """Attention with a bias of every key, by the fast kernel where it takes heads that are a little wider."""
-    width = _width_with_bias(q.shape[-1])
-    chosen = implementation or choose_implementation(q.dtype, width, jax.default_backend())
-    if chosen == "xla":
+    """Attention with a bias of every key. The fast kernel, which knows none per key, is given wider heads instead."""
+    width = q.shape[-1]
+    wider = width_with_bias(width)
+    if (implementation or choose_implementation(q.dtype, wider, jax.default_backend())) == "xla":
         return _xla_attention(q, k, v, None, key_bias)
-    return attention(*widen_by_bias(q, k, v, key_bias), implementation=chosen)[..., : q.shape[-1]]
+    q, k, v = widen_by_bias(q, k, v, key_bias)
+    out = jax.nn.dot_product_attention(
+        q, k.swapaxes(1, 2), v.swapaxes(1, 2), scale=width**-0.5, implementation="cudnn"
+    )
+    return out[..., :width]
 
 
 def widen_by_bias(
     q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], v: Float[Array, "B K S H"], key_bias: Float[Array, "B S"]
 ) -> tuple[Float[Array, "B T N W"], Float[Array, "B K S W"], Float[Array, "B K S W"]]:
-    """Heads with further channels that add the bias to the scores, so that no kernel needs to know of it.
+    """Heads of further channels, whose products, scaled by `H**-0.5` like the others, are the bias.
 
-    In low precision the bias is written as the sum of two numbers, which has twice as many digits.
+    Two of them carry it, as a number of the keys' dtype and what that leaves of it; the rest is padding.
     """
-    old, width = q.shape[-1], _width_with_bias(q.shape[-1])
-    high = key_bias.astype(k.dtype)
-    low = (key_bias - high.astype(key_bias.dtype)).astype(k.dtype)
-    bias = jnp.stack([high, low, *[jnp.zeros_like(high)] * (width - old - 2)], axis=-1)
-    bias = jnp.broadcast_to(bias[:, None], (*k.shape[:-1], width - old))
-    # Kernels divide scores by the root of the width.
-    ones = jnp.full((*q.shape[:-1], width - old), width**0.5, q.dtype)
-    q = jnp.concatenate([q * (width / old) ** 0.5, ones], axis=-1)
-    return q, jnp.concatenate([k, bias], axis=-1), jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, width - old)))
+    more = width_with_bias(q.shape[-1]) - q.shape[-1]
+    bias = key_bias.astype(jnp.float32) * q.shape[-1] ** 0.5
+    high = bias.astype(k.dtype)
+    low = (bias - high.astype(jnp.float32)).astype(k.dtype)
+    carried = jnp.pad(jnp.stack([high, low], axis=-1), ((0, 0), (0, 0), (0, more - 2)))
+    carried = jnp.broadcast_to(carried[:, None], (*k.shape[:-1], more))
+    q = jnp.concatenate([q, jnp.ones((*q.shape[:-1], more), q.dtype)], axis=-1)
+    return q, jnp.concatenate([k, carried], axis=-1), jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, more)))
 
 
-def _width_with_bias(width: int) -> int:
-    """Two channels more, and a multiple of 8, as the fast kernels ask for."""
+def width_with_bias(width: int) -> int:
+    """Two channels more, rounded up to a multiple of 8, as the fast kernel asks for."""
     return -(-(width + 2) // 8) * 8
+
+
+def causal_block(queries: int) -> int:
+    """Queries of a block of causal attention in which XLA holds the scores: a quarter, in multiples of 64."""
+    return max(_MIN_BLOCK, -(-queries // (4 * 64)) * 64)
 
 
 def _causal_blocks(
@@ -135,9 +143,8 @@ def _causal_blocks(
     Four blocks leave out three eighths of the products and of the softmax, and a block's scores stay in the cache of
     the processor.
     """
-    queries = q.shape[1]
-    size = max(_MIN_BLOCK, -(-queries // (4 * 64)) * 64)
-    blocks = []
+    queries, blocks = q.shape[1], []
+    size = causal_block(queries)
     for start in range(0, queries, size):
         end = min(queries, start + size)
         first = 0 if window is None else max(0, start - window + 1)
