@@ -4,7 +4,7 @@ A method is a frozen dataclass whose fields *are* its options, so that an instan
 `jax.jit`. It works at one stage of the road:
 
     Method            name, stage, options
-    ├ TowerMethod     inside the tower: fewer tokens from block to block              reduce -> Tokens
+    ├ TowerMethod     inside the tower: tokens become fewer from block to block       reduce -> Tokens
     └ TokenMethod     between tower and decoder: which tokens a picture has           choose -> Selection
       └ Selector      ... that are patches: which of them are kept                    keep -> mask
 
@@ -65,31 +65,34 @@ class Method(abc.ABC):
 
 
 class TowerMethod(Method):
-    """Takes tokens away inside the vision tower, of every tile equally many."""
+    """Makes tokens fewer inside the vision tower; of every tile equally many, since the tower is one program."""
 
     stage: ClassVar[Stage] = "tower"
 
     @abc.abstractmethod
     def schedule(self, patches: int, kept: int, depth: int) -> tuple[int, ...]:
-        """Patches that are left of a tile behind the attention of each of `depth` blocks; the last is `kept`.
+        """Tokens that are left of a tile of `patches` behind each of `depth` blocks, `kept` behind the last.
 
         Raises:
-          BudgetError: a block that an option names does not exist, or there is no such schedule.
+          BudgetError: a block that an option names does not exist, or no schedule leaves so few.
         """
 
+    @property
+    def shortens(self) -> bool:
+        """Whether tokens that are gone are really not computed any more."""
+        return True
+
     @abc.abstractmethod
-    def reduce(
-        self, block: int, tokens: Tokens, keys: Float[Array, "R S heads H"], left: tuple[int, ...]
-    ) -> Tokens:
-        """The tokens that go on to the MLP of a block; see `vila_jax.nn.tower_tokens.Reduction`. `left` is the schedule."""
+    def reduce(self, block: int, tokens: Tokens, keys: Float[Array, "R S heads H"], left: tuple[int, ...]) -> Tokens:
+        """The tokens that go on to the MLP of a block: a `vila_jax.nn.tower_tokens.Reduction`, given the schedule."""
 
 
 class TokenMethod(Method):
     """Makes the tokens of a picture from what the tower says of its patches.
 
     Attributes:
-      after_tower: whether the method may follow a step inside the tower, which leaves it fewer candidates than the host
-        knew of: then `choose` must take the candidates from its `plan`, and the host count nothing by patch or tile.
+      after_tower: whether the method may follow a step inside the tower. Which candidates that leaves is known on the
+        device alone: `choose` must take them from its `plan`, and read nothing of the tower but the features.
     """
 
     stage: ClassVar[Stage] = "tokens"

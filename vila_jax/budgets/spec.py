@@ -7,7 +7,8 @@
     hired:1                            everything (so does 1.0 and 100%)
     hired:0.4+fastv:0.5,layer=2        steps at different places of the road, in the order of the road
 
-KEEP is a fraction when it holds a `.` or a `%`, or is 1; otherwise it is a number of tokens.
+KEEP is a fraction when it holds a `.` or a `%`, or is 1; otherwise it is a number of tokens. A step
+keeps so much of what the one before it has left.
 """
 
 import dataclasses
@@ -88,7 +89,7 @@ class Step:
 
     @property
     def token_method(self) -> TokenMethod:
-        """`rule`, of a step of the stage `tokens`; of one inside the tower, what keeps the tokens that it leaves."""
+        """`rule`, of a step of the stage `tokens`; of one inside the tower, what keeps everything that it leaves."""
         rule = self.rule
         if isinstance(rule, TowerMethod):
             return Survivors()
@@ -146,10 +147,11 @@ class Budget:
     def _check_after_tower(self) -> None:
         tower, tokens = self.step("tower"), self.step("tokens")
         if tower is not None and tokens is not None and not tokens.token_method.after_tower:
+            able = [name for name, method in registry.METHODS.items() if getattr(method, "after_tower", False)]
             raise BudgetError(
-                f"{tokens.method} scores or counts patches that {tower.method} has already taken away",
+                f"{tokens.method} scores or counts patches of which {tower.method} leaves only some",
                 where=f"budget {str(self)!r}",
-                fix=f"Give one of them, or let a method that chooses among what is left follow, such as random:0.1.",
+                fix=f"Give one of them. What {tower.method} leaves can be chosen from by: {', '.join(able)}.",
             )
 
     @classmethod

@@ -98,9 +98,7 @@ def _biased_attention(
     if (implementation or choose_implementation(q.dtype, wider, jax.default_backend())) == "xla":
         return _xla_attention(q, k, v, None, key_bias)
     q, k, v = widen_by_bias(q, k, v, key_bias)
-    out = jax.nn.dot_product_attention(
-        q, k.swapaxes(1, 2), v.swapaxes(1, 2), scale=width**-0.5, implementation="cudnn"
-    )
+    out = jax.nn.dot_product_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), scale=width**-0.5, implementation="cudnn")
     return out[..., :width]
 
 

@@ -7,13 +7,10 @@ token-budget methods score with, of block i (0-based) and for patches only, with
     received_attention/i   [R, N, P]      the same, as a mean over all tokens (towers without a class token have it too)
     keys/i                 [R, P, N, H]   keys, normalised where the tower does so
 
-    stand_in               [R, P]         which patch stands for the token that holds a patch, see `tower_tokens`
-
 A name costs one extra attention row in its block (`received_attention`: all of them again); the block itself keeps its
 fast attention kernel.
 
-A `Reduction` makes the tokens fewer from block to block. States and intermediates still have a place for every patch:
-it shows the token that holds the patch, and zeros where the patch is dropped.
+Inside the tower a budget may make the tokens fewer from block to block (`VisionTower.reduced`).
 """
 
 import functools
@@ -23,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from vila_jax.nn.attention import attention
 from vila_jax.nn.config import VisionConfig
@@ -31,9 +28,7 @@ from vila_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, along_la
 from vila_jax.nn.params import fan_in, normal, ones, weight, zeros
 from vila_jax.nn.tower_tokens import Reduction, Tokens
 
-Intermediates = dict[str, Shaped[Array, "..."]]
-
-STAND_IN = "stand_in"
+Intermediates = dict[str, Float[Array, "..."]]
 
 
 class Embeddings(nnx.Module):
@@ -90,7 +85,7 @@ class SelfAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "R P D"], wanted: Collection[str], key_bias: Float[Array, "R P"] | None = None
     ) -> tuple[Float[Array, "R P D"], Intermediates]:
-        """`key_bias` is added to the scores of every key."""
+        """What the branch adds. `key_bias` is added to the scores of a key; no intermediate knows of it."""
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1) if self.is_fused else (self.q(x), self.k(x), self.v(x))
         if self.normalises:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -100,29 +95,24 @@ class SelfAttention(nnx.Module):
         out = self.out(out.reshape(x.shape))
         intermediates: Intermediates = {}
         if "cls_attention" in wanted:
-            intermediates["cls_attention"] = class_attention(q[:, 0], k, key_bias)[:, :, self.first_patch :]
+            intermediates["cls_attention"] = class_attention(q[:, 0], k)[:, :, self.first_patch :]
         if "received_attention" in wanted:
-            intermediates["received_attention"] = received_attention(q, k, key_bias)[:, :, self.first_patch :]
+            intermediates["received_attention"] = received_attention(q, k)[:, :, self.first_patch :]
         if "keys" in wanted:
             intermediates["keys"] = k[:, self.first_patch :]
         return out, intermediates
 
 
-def class_attention(
-    q: Float[Array, "R N H"], k: Float[Array, "R P N H"], key_bias: Float[Array, "R P"] | None = None
-) -> Float[Array, "R N P"]:
+def class_attention(q: Float[Array, "R N H"], k: Float[Array, "R P N H"]) -> Float[Array, "R N P"]:
     """The attention row of one query per tile, in float32: the softmax that the fast kernel does not hand out.
 
     At the highest precision, because tokens are ranked by it: the ranking must not depend on the device.
     """
     scores = jnp.einsum("RNH,RPNH->RNP", q, k, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
-    return jax.nn.softmax(scores if key_bias is None else scores + key_bias[:, None, :], axis=-1)
+    return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
 
 
-def received_attention(
-    q: Float[Array, "R P N H"], k: Float[Array, "R P N H"], key_bias: Float[Array, "R P"] | None = None
-) -> Float[Array, "R N P"]:
+def received_attention(q: Float[Array, "R P N H"], k: Float[Array, "R P N H"]) -> Float[Array, "R N P"]:
     """The attention that every token receives, as a mean over all queries; in float32, as `class_attention` is.
 
     Head by head, so that there is never more than one matrix `[P, P]` per tile.
@@ -133,8 +123,7 @@ def received_attention(
         scores = jnp.einsum(
             "RQH,RPH->RQP", q, k, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
         )
-        scores = scores * q.shape[-1] ** -0.5
-        return jnp.mean(jax.nn.softmax(scores if key_bias is None else scores + key_bias[:, None, :], axis=-1), axis=1)
+        return jnp.mean(jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1), axis=1)
 
     return jax.lax.map(one_head, (q.transpose(2, 0, 1, 3), k.transpose(2, 0, 1, 3))).swapaxes(0, 1)
 
@@ -156,15 +145,21 @@ class Block(nnx.Module):
             weight((width,), ("norm",), ones, rngs=rngs, dtype=dtype) if intern else None for _ in range(2)
         )
 
+    def __call__(
+        self, x: Float[Array, "R P D"], wanted: Collection[str] = ()
+    ) -> tuple[Float[Array, "R P D"], Intermediates]:
+        x, intermediates = self.attend(x, wanted)
+        return self.feed(x), intermediates
+
     def attend(
         self, x: Float[Array, "R P D"], wanted: Collection[str] = (), key_bias: Float[Array, "R P"] | None = None
     ) -> tuple[Float[Array, "R P D"], Intermediates]:
-        """The first half: the attention branch added."""
+        """The first half: adds the attention branch."""
         attended, intermediates = self.attn(self.norm1(x), wanted, key_bias)
         return x + _scaled(attended, self.scale1), intermediates
 
     def feed(self, x: Float[Array, "R P D"]) -> Float[Array, "R P D"]:
-        """The second half: the MLP branch added."""
+        """The second half: adds the MLP branch."""
         return x + _scaled(self.fc2(self.act(self.fc1(self.norm2(x)))), self.scale2)
 
 
@@ -184,18 +179,9 @@ class VisionTower(nnx.Module):
         self.layers = nnx.List([Block(config, rngs=rngs, dtype=dtype) for _ in range(depth)])
 
     def __call__(
-        self,
-        pixels: Float[Array, "R 3 h w"],
-        wanted: Collection[str] = (),
-        reduction: Reduction | None = None,
-        shown: Bool[Array, "R N"] | None = None,
+        self, pixels: Float[Array, "R 3 h w"], wanted: Collection[str] = ()
     ) -> tuple[list[Float[Array, "R P D"]], Intermediates]:
         """Encodes normalised tiles.
-
-        Args:
-          wanted: names of intermediates.
-          reduction: makes the tokens fewer on the way.
-          shown: for the reduction, patches that show the picture rather than padding; all by default.
 
         Returns:
           The hidden states, embeddings first and then the output of each block, class token (if any) in front; and
@@ -204,38 +190,48 @@ class VisionTower(nnx.Module):
         Raises:
           ValueError: tiles of another size, or a name that this tower does not have.
         """
-        size = (self.image_size, self.image_size)
-        if pixels.shape[2:] != size:
-            raise ValueError(f"pixels: tiles of {pixels.shape[2:]}, expected {size}")
         by_block = self._by_block(wanted)
         with jax.named_scope("vision_tower"):
-            x = self.embeddings(pixels)
-            x = x if self.pre_norm is None else self.pre_norm(x)
-            if reduction is not None:
-                return self._reduced(Tokens.of(x, int(self.has_class_token), shown), by_block, wanted, reduction)
+            x = self._embed(pixels)
             states, intermediates = [x], Intermediates()
             for i, block in enumerate(self.layers):
-                x, found = block.attend(x, by_block.get(i, ()))
-                x = block.feed(x)
+                x, found = block(x, by_block.get(i, ()))
                 states.append(x)
                 intermediates |= {f"{name}/{i}": value for name, value in found.items()}
         return states, intermediates
 
-    def _reduced(
-        self, tokens: Tokens, by_block: dict[int, list[str]], wanted: Collection[str], reduction: Reduction
-    ) -> tuple[list[Float[Array, "R P D"]], Intermediates]:
-        """The blocks, with fewer and fewer tokens."""
-        states, intermediates = [tokens.x], Intermediates()
-        for i, block in enumerate(self.layers):
-            names = by_block.get(i, [])
-            x, found = block.attend(tokens.x, {"keys", *names}, tokens.key_bias)
-            intermediates |= {f"{name}/{i}": _spread(tokens, name, found[name]) for name in names}
-            tokens = reduction(i, tokens.with_states(x), found["keys"])
-            tokens = tokens.with_states(block.feed(tokens.x))
-            states.append(tokens.spread_states())
-        if STAND_IN in wanted:
-            intermediates[STAND_IN] = tokens.stand_in()
-        return states, intermediates
+    def reduced(
+        self, pixels: Float[Array, "R 3 h w"], reduction: Reduction, shown: Bool[Array, "R N"]
+    ) -> tuple[list[Float[Array, "R P D"]], Int[Array, "R N"]]:
+        """Encodes normalised tiles with fewer and fewer tokens.
+
+        Args:
+          reduction: what makes them fewer, inside every block between attention and MLP.
+          shown: patches that show the picture rather than padding.
+
+        Returns:
+          The hidden states as without a reduction: every patch has a vector, that of the token that holds it, or zeros
+          where it was dropped; and for every patch the one that stands for its token, see `Tokens.stand_in`.
+
+        Raises:
+          ValueError: tiles of another size.
+        """
+        with jax.named_scope("vision_tower"):
+            tokens = Tokens.of(self._embed(pixels), int(self.has_class_token), shown)
+            states = [tokens.x]
+            for i, block in enumerate(self.layers):
+                x, found = block.attend(tokens.x, ("keys",), tokens.key_bias)
+                tokens = reduction(i, tokens.with_states(x), found["keys"])
+                tokens = tokens.with_states(block.feed(tokens.x))
+                states.append(tokens.spread_states())
+        return states, tokens.stand_in()
+
+    def _embed(self, pixels: Float[Array, "R 3 h w"]) -> Float[Array, "R P D"]:
+        size = (self.image_size, self.image_size)
+        if pixels.shape[2:] != size:
+            raise ValueError(f"pixels: tiles of {pixels.shape[2:]}, expected {size}")
+        x = self.embeddings(pixels)
+        return x if self.pre_norm is None else self.pre_norm(x)
 
     def _by_block(self, wanted: Collection[str]) -> dict[int, list[str]]:
         """`{"keys/3"}` -> `{3: ["keys"]}`."""
@@ -243,18 +239,9 @@ class VisionTower(nnx.Module):
         known = {f"{kind}/{i}": (i, kind) for kind in kinds for i in range(len(self.layers))}
         by_block: dict[int, list[str]] = {}
         for name in wanted:
-            if name == STAND_IN:
-                continue
             if name not in known:
                 names = ", ".join(f"{kind}/i" for kind in kinds)
                 raise ValueError(f"no intermediate {name!r}: this tower has {names} with i < {len(self.layers)}")
             block, kind = known[name]
             by_block.setdefault(block, []).append(kind)
         return by_block
-
-
-def _spread(tokens: Tokens, name: str, found: Float[Array, "R ..."]) -> Float[Array, "R ..."]:
-    """An intermediate of the tokens -> of the patches."""
-    if name == "keys":
-        return tokens.spread(found)
-    return tokens.spread(found.swapaxes(1, 2)).swapaxes(1, 2)

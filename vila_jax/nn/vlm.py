@@ -8,7 +8,7 @@ table of visual tokens, all pictures of the batch one after another):
     embeddings  e     e       v0       v1       v2      e    e          one gather from each table, no scatter
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -40,24 +40,30 @@ class VLM(nnx.Module):
         )
 
     def encode(
-        self,
-        pixels: Float[Array, "R 3 h w"],
-        wanted: Collection[str] = (),
-        reduction: Reduction | None = None,
-        shown: Bool[Array, "R N"] | None = None,
+        self, pixels: Float[Array, "R 3 h w"], wanted: Collection[str] = ()
     ) -> tuple[Float[Array, "R P Dv"], Intermediates]:
         """Tower features of normalised tiles, one vector per patch (and the class token, if the model keeps it).
 
-        Beside the intermediates of the tower, `class_token` may be wanted: its feature, `[R, 1, Dv]`. For `reduction`
-        and `shown` see `VisionTower`.
+        Beside the intermediates of the tower, `class_token` may be wanted: its feature, `[R, 1, Dv]`.
         """
-        names = [name for name in wanted if name != "class_token"]
-        states, intermediates = self.vision_tower(pixels, names, reduction, shown)
-        chosen = [states[i] for i in self.feature_layers]
-        features = chosen[0] if len(chosen) == 1 else jnp.concatenate(chosen, axis=-1)
+        states, intermediates = self.vision_tower(pixels, [name for name in wanted if name != "class_token"])
+        features = self._features(states)
         if "class_token" in wanted:
             intermediates["class_token"] = features[:, :1]
         return features[:, 1:] if self.drops_class_token else features, intermediates
+
+    def encode_reduced(
+        self, pixels: Float[Array, "R 3 h w"], reduction: Reduction, shown: Bool[Array, "R N"]
+    ) -> tuple[Float[Array, "R P Dv"], Int[Array, "R N"]]:
+        """As `encode`, with tokens that become fewer inside the tower; see `VisionTower.reduced`."""
+        states, stand_in = self.vision_tower.reduced(pixels, reduction, shown)
+        features = self._features(states)
+        return features[:, 1:] if self.drops_class_token else features, stand_in
+
+    def _features(self, states: Sequence[Float[Array, "R P D"]]) -> Float[Array, "R P Dv"]:
+        """The states of the feature layers, side by side."""
+        chosen = [states[i] for i in self.feature_layers]
+        return chosen[0] if len(chosen) == 1 else jnp.concatenate(chosen, axis=-1)
 
     def merge(self, features: Float[Array, "R P Dv"]) -> Float[Array, "R M Dm"]:
         """What the projector takes, one vector per visual token: the patches of each of its windows in one."""
