@@ -15,12 +15,14 @@ from vila_jax.budgets.tower import TowerReduction
 from vila_jax.nn.config import VisionConfig
 from vila_jax.nn.vit import VisionTower
 
-SIZES = dict(hidden_size=24, intermediate_size=20, num_hidden_layers=5, num_attention_heads=3, image_size=49, patch_size=7)
+SIZES = dict(
+    hidden_size=24, intermediate_size=20, num_hidden_layers=4, num_attention_heads=3, image_size=49, patch_size=7
+)
 KINDS = {
     "clip": (hf.CLIPVisionConfig(**SIZES, hidden_act="quick_gelu"), hf.CLIPVisionModel, "quick_gelu"),
     "siglip": (hf.SiglipVisionConfig(**SIZES, hidden_act="gelu_pytorch_tanh"), hf.SiglipVisionModel, "gelu_tanh"),
 }
-DEPTH, PATCHES, TILES = 5, 49, 3
+DEPTH, PATCHES, TILES = 4, 49, 3
 
 Reduce = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 """Of the number of a block, hidden states behind its attention `[R, T, D]` and its keys `[R, T, N, H]`: the states that

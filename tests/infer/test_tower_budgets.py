@@ -17,17 +17,7 @@ CHECKPOINTS = pathlib.Path(__file__).parents[1] / "golden" / "vila" / "checkpoin
 WIDE, TALL, SQUARE = photo(33, 71), photo(90, 41), photo(60, 60)
 ROWS = {"w10 <image> w11 <image> w12": [WIDE, SQUARE], "w20 w21": [], "<image> w30 w31": [TALL]}
 BATCH = {"prompt": list(ROWS), "images": list(ROWS.values())}
-SPECS = [
-    "tome:0.5",
-    "tome:7,r=4",
-    "tower_norm:0.5",
-    "tower_norm:0.4,first_layer=1",
-    "tower_norm:0.6,form=threshold,threshold=0.95",
-    "tower_norm:0.5,form=threshold,adaptive=true",
-    "tome:0.5+random:0.5",
-    "tower_norm:0.5+random:5,seed=3",
-]
-EXACT = [spec for spec in SPECS if spec.startswith("tower_norm") and "threshold" not in spec]
+SPECS = ["tome:0.5", "tower_norm:0.5", "tower_norm:0.6,form=threshold,threshold=0.95", "tome:0.5+random:0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +52,7 @@ def test_survivors_are_distinct_and_show_the_picture(model, spec, picture):
     promised = model.count_tokens((picture.height, picture.width), spec)
     used = model.generate("w5 <image>", [picture], budget=spec, max_new_tokens=1).usage.visual_tokens_kept
     assert used == len(kept) <= promised
-    assert kept and (used == promised or spec not in EXACT)
+    assert kept and (used == promised or spec != "tower_norm:0.5")
 
 
 def test_counts_of_a_tile(model):
@@ -78,7 +68,7 @@ def features(model, tiles) -> np.ndarray:
     return np.asarray(model.engine.phases.features(tiles))
 
 
-@pytest.mark.parametrize("spec", ["tome:0.3", "tower_norm:0.5"])
+@pytest.mark.parametrize("spec", ["tome:0.5", "tower_norm:0.5"])
 def test_weights_are_the_clusters(model, spec):
     """A token is the mean of the patches merged in it, all of which show its features."""
     _, tiles, chosen = chosen_of(model, SQUARE, spec)
@@ -110,7 +100,7 @@ def test_keeping_everything_is_no_budget_bit_for_bit(model, spec):
     )
 
 
-@pytest.mark.parametrize("spec", ["tome:0.5", "tower_norm:0.5,first_layer=1", "tower_norm:0.5,form=threshold"])
+@pytest.mark.parametrize("spec", ["tome:0.5", "tower_norm:0.5,first_layer=1"])
 def test_towers_without_class_token(siglip, spec):
     options = {"budget": spec, "max_new_tokens": 4, "ignore_eos": True}
     pictures = [photo(40, 40, seed=1), photo(31, 50, seed=2)]
@@ -119,11 +109,10 @@ def test_towers_without_class_token(siglip, spec):
     for answer, prompt, picture in zip(together, prompts, pictures, strict=True):
         alone = siglip.generate(prompt, [picture], **options)
         assert alone.token_ids == answer.token_ids
-        assert 0 < alone.usage.visual_tokens_kept <= 8
-        assert alone.usage.visual_tokens_kept == 8 or "threshold" in spec
+        assert alone.usage.visual_tokens_kept == 8
 
 
-@pytest.mark.parametrize("spec", ["tome:0.5", "tower_norm:0.5", "tower_norm:0.5,form=threshold", "tome:0.5+random:0.5"])
+@pytest.mark.parametrize("spec", SPECS)
 def test_one_compilation_for_all_pictures(model, spec, count_compilations):
     def run(height: int, width: int) -> None:
         model.generate("w5 <image>", [photo(height, width)], budget=spec, max_new_tokens=2, ignore_eos=True)
