@@ -1,4 +1,4 @@
-"""Towers in which tokens become fewer: transformers' CLIP and SigLIP block by block in PyTorch, and ours beside them."""
+"""Towers in which tokens become fewer: transformers' CLIP and SigLIP taken apart in PyTorch, and ours beside them."""
 
 import functools
 from collections.abc import Callable
