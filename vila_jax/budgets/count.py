@@ -21,9 +21,9 @@ def tokens_of_tile(tower: Step | None, patches: int) -> int:
 def total_tokens(step: Step, geometry: TileGeometry, tower: Step | None = None) -> int:
     """Tokens that a step leaves of a picture of this geometry, newline tokens not counted.
 
-    A fraction is taken of all patches of the picture's tiles (of all tokens that `tower` leaves), padding included, and truncated in double precision
-    (`int(P * N * keep)`, as HiRED does); the result is at least 1 and at most the number of patches that the method
-    may keep. A number of tokens is met exactly.
+    A fraction is taken of all patches of the picture's tiles, padding included (or of all tokens that `tower` leaves of
+    them), and truncated in double precision (`int(P * N * keep)`, as HiRED does); the result is at least 1 and at most
+    the number of patches that the method may keep. A number of tokens is met exactly.
 
     For `hired` with `variant=code` this is an upper bound: like its reference, that variant loses roundings and spends
     tokens on padding. So it is where `tower` merges a tile's padding, or leaves what passes a threshold.

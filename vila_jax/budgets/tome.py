@@ -111,12 +111,13 @@ def deal(values: Shaped[Array, "R S D"], first: int) -> tuple[Shaped[Array, "R A
 def _places(tokens: Tokens, pairs: Match, second: int) -> Int[Array, "R S"]:
     """For every token, the number of the one that it has become a part of; the second set has `second`."""
     tiles, rest = pairs.rest.shape
-    old = jnp.concatenate([pairs.rest, pairs.source], axis=1)
-    new = jnp.concatenate([jax.lax.broadcasted_iota(jnp.int32, (tiles, rest), 1), rest + pairs.target], axis=1)
-    one = jnp.take_along_axis(new, jnp.argsort(old, axis=1), axis=1)
-    other = jnp.broadcast_to(rest + jnp.arange(second, dtype=jnp.int32)[None], (tiles, second))
+    tile = jnp.arange(tiles)[:, None]
+    one = jnp.zeros((tiles, rest + pairs.source.shape[1]), jnp.int32)
+    one = one.at[tile, pairs.rest].set(jnp.arange(rest, dtype=jnp.int32)[None])
+    one = one.at[tile, pairs.source].set(rest + pairs.target)
     places = jnp.zeros(tokens.sizes.shape, jnp.int32)
-    return places.at[:, tokens.first :: 2].set(one).at[:, 1 - tokens.first :: 2].set(other)
+    places = places.at[:, tokens.first :: 2].set(one)
+    return places.at[:, 1 - tokens.first :: 2].set(rest + jnp.arange(second, dtype=jnp.int32)[None])
 
 
 def _take(values: Float[Array, "R A D"], index: Int[Array, "R K"]) -> Float[Array, "R K D"]:
