@@ -22,6 +22,7 @@ ranking prefers whatever they show: compare with `random` before relying on it.
 import dataclasses
 from typing import ClassVar, Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -108,11 +109,10 @@ def shorten(tokens: Tokens, norms: Float[Array, "R S"], count: int) -> Tokens:
     """The `count` tokens of the largest norm, in their order; padding ranks below all others."""
     if count == norms.shape[1]:
         return tokens
-    shown = keep_top(norms, tokens.shows, jnp.full(len(norms), count, jnp.int32))
-    padding = keep_top(norms, ~tokens.shows, count - shown.sum(axis=1, dtype=jnp.int32))
-    kept = shown | padding
-    index = jnp.argsort(~kept, axis=1, stable=True)[:, :count]
-    new = jnp.where(kept, jnp.cumsum(kept, axis=1, dtype=jnp.int32) - 1, -1)
+    strength = jnp.where(tokens.shows, jnp.nan_to_num(norms, nan=0.0), -1.0)
+    index = jnp.sort(jax.lax.top_k(strength, count)[1], axis=1)  # of equals, top_k takes the lowest index
+    tile, number = jnp.arange(len(norms))[:, None], jnp.arange(count, dtype=jnp.int32)[None]
+    new = jnp.full(norms.shape, -1, jnp.int32).at[tile, index].set(number)
     return tokens.followed(jnp.take_along_axis(tokens.patches, index[:, :, None], axis=1), new, None)
 
 
