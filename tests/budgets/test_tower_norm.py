@@ -30,8 +30,8 @@ class Removed:
 
 
 def strongest(norms, shown, count):
-    """Places of the `count` largest norms, those that show anything before all others, in their order."""
-    return np.sort(np.lexsort((-norms, ~shown))[:count])
+    """Places of the `count` largest norms, and of what shows nothing the first."""
+    return np.sort(np.lexsort((np.where(shown, -norms, 0), ~shown))[:count])
 
 
 def compare(kind, rule, kept, shown, choose):

@@ -106,7 +106,7 @@ class TowerNorm(TowerMethod):
 
 
 def shorten(tokens: Tokens, norms: Float[Array, "R S"], count: int) -> Tokens:
-    """The `count` tokens of the largest norm, in their order; padding ranks below all others."""
+    """The `count` tokens of the largest norm, in their order; of padding, which ranks below all others, the first."""
     if count == norms.shape[1]:
         return tokens
     strength = jnp.where(tokens.shows, jnp.nan_to_num(norms, nan=0.0), -1.0)
