@@ -14,7 +14,8 @@ from jaxtyping import Float
 from PIL import Image
 
 from vila_jax.assemble import make_form, make_preprocessor, make_style
-from vila_jax.budgets import Budget, required_intermediates
+from vila_jax.budgets import Budget, required_intermediates, tokens_of_tile
+from vila_jax.budgets.tower import make_reduction
 from vila_jax.dist.rules import ShardingRules
 from vila_jax.errors import PromptError
 from vila_jax.hf.checkpoint import Checkpoint, open_checkpoint
@@ -312,6 +313,8 @@ def parse_budget(budget: BudgetLike, checkpoint: Checkpoint) -> Budget | None:
         return None
     parsed = Budget.parse(budget) if isinstance(budget, str) else budget
     vlm = checkpoint.config.vlm
+    if (step := parsed.step("tower")) is not None:
+        make_reduction(step.tower_method, tokens_of_tile(step, vlm.vision.num_patches), vlm)
     if (step := parsed.step("tokens")) is not None:
         step.token_method.check(vlm)
         required_intermediates(step, vlm.vision, vlm.vision_depth)

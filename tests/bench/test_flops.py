@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from tests.published import LLAVA_15_7B, LLAVA_NEXT_MISTRAL_7B
 from vila_jax.bench import flops
+from vila_jax.budgets import Step, tokens_of_tile
+from vila_jax.budgets.tower import make_reduction
 from vila_jax.hf.config import parse_config
 from vila_jax.hf.load import abstract_model
 
@@ -46,10 +49,37 @@ def test_tower_agrees_with_what_xla_counts():
     config = parse_config(
         {**LLAVA_15_7B, "vision_config": {**LLAVA_15_7B["vision_config"], "num_hidden_layers": 2}}
     ).vlm
-    from flax import nnx
-
     graphdef, state = abstract_model(config, "float32")
     pixels = jax.ShapeDtypeStruct((1, 3, 336, 336), jnp.float32)
     lowered = jax.jit(lambda state, pixels: nnx.merge(graphdef, state).encode(pixels)[0]).lower(state, pixels)
     counted = lowered.cost_analysis()["flops"]  # counts softmax and activations, too
     assert flops.tower_flops(config) == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("spec", "part"),
+    [
+        ("tower_norm:0.25", 0.7),
+        ("tower_norm:64,first_layer=1,last_layer=1", 0.65),
+        ("tome:0.25", 0.7),
+        ("tome:100,r=200", 0.7),
+        ("tower_norm:0.25,form=threshold", 1.0),
+    ],
+)
+def test_reduced_tower_agrees_with_what_xla_counts(spec, part):
+    """The sequence is really shorter; where it is only masked, nothing is saved."""
+    vision = {**LLAVA_15_7B["vision_config"], "num_hidden_layers": 5}
+    config = parse_config({**LLAVA_15_7B, "vision_config": vision}).vlm
+    step = Step.parse(spec)
+    reduction = make_reduction(step.tower_method, tokens_of_tile(step, 576), config)
+    graphdef, state = abstract_model(config, "float32")
+    pixels = jax.ShapeDtypeStruct((1, 3, 336, 336), jnp.float32)
+    shown = jax.ShapeDtypeStruct((1, 576), jnp.bool_)
+
+    def encode(state, pixels, shown):
+        return nnx.merge(graphdef, state).encode_reduced(pixels, reduction, shown)
+
+    counted = jax.jit(encode).lower(state, pixels, shown).cost_analysis()["flops"]
+    formula = flops.reduced_tower_flops(config, reduction)
+    assert formula == pytest.approx(counted, rel=0.03)
+    assert formula / flops.tower_flops(config) == pytest.approx(part, abs=0.06)

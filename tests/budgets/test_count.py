@@ -2,7 +2,7 @@
 
 import pytest
 
-from vila_jax.budgets import Step, capacity, total_tokens
+from vila_jax.budgets import Step, capacity, tokens_of_tile, total_tokens
 from vila_jax.errors import BudgetError
 from vila_jax.vision.geometry import TileGeometry
 
@@ -10,6 +10,7 @@ SINGLE = TileGeometry(24, (336, 336))
 SQUARE = TileGeometry(24, (672, 672), (2, 2))
 PADDED = TileGeometry(24, (480, 640), (2, 2))  # 6 rows of 48 cut off above and below
 THIN = TileGeometry(24, (1, 1000), (1, 3))  # the picture is thinner than a patch: the tiles hold only padding
+TOME, NUMBER = Step.parse("tome:0.4"), Step.parse("tome:100")
 
 
 @pytest.mark.parametrize(
@@ -70,3 +71,29 @@ def test_capacity_holds_every_picture(spec, max_tiles):
     geometries = [TileGeometry(10, (90, 70), grid) for grid in grids]
     totals = [total_tokens(budget, g) for g in geometries if g.num_tiles <= max_tiles]
     assert max(totals) <= capacity(budget, max_tiles, 100)
+
+
+@pytest.mark.parametrize(
+    ("spec", "geometry", "tower", "total"),
+    [
+        (TOME, SINGLE, TOME, 230),
+        (TOME, SQUARE, TOME, 5 * 230),
+        (NUMBER, SQUARE, NUMBER, 500),  # a number counts the tokens of one tile
+        (Step.parse("random:0.5"), SQUARE, TOME, 5 * 230 // 2),
+        (Step.parse("random:17"), SQUARE, TOME, 17),
+        (TOME, THIN, TOME, 230),  # no tile but the overview shows anything
+        (Step.parse("random:0.9"), THIN, TOME, 230),
+    ],
+)
+def test_behind_a_step_inside_the_tower(spec, geometry, tower, total):
+    assert total_tokens(spec, geometry, tower) == total
+    assert total <= capacity(spec, geometry.num_tiles, 576, tower)
+
+
+def test_a_tile_leaves_its_part_and_no_more_than_it_has():
+    assert tokens_of_tile(None, 576) == 576
+    assert tokens_of_tile(TOME, 576) == 230 and tokens_of_tile(TOME, 1) == 1
+    with pytest.raises(BudgetError, match="577 visual tokens, but a tile has only 576"):
+        tokens_of_tile(Step.parse("tome:577"), 576)
+    with pytest.raises(BudgetError, match="1151 visual tokens, but a picture of 5 tile"):
+        total_tokens(Step.parse("random:1151"), SQUARE, TOME)

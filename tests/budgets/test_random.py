@@ -1,5 +1,7 @@
 """The random baseline."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vila_jax.budgets import Step, make_plan, select_tokens, stack_plans, total_tokens
@@ -30,8 +32,9 @@ def test_seed_and_salt_decide():
 
 def test_uniform_over_real_patches():
     """Over 600 draws every real patch is kept about equally often (within 6 standard deviations), padding never."""
-    plans = stack_plans([make_plan(Step.parse("random:80"), PADDED, 5, salt) for salt in range(600)])
-    times = plans.extra["keep"].sum(0).reshape(-1)
+    step = Step.parse("random:80")
+    plans = stack_plans([make_plan(step, PADDED, 5, salt) for salt in range(600)])
+    times = np.asarray(step.rule.keep({}, jax.tree.map(jnp.asarray, plans))).sum(0).reshape(-1)
     real = PADDED.real().reshape(-1)
     expected = 600 * 80 / real.sum()
     assert (times[~real] == 0).all()

@@ -12,7 +12,7 @@ import torch
 
 from tests.nn.oracle import close, normal
 from vila_jax.nn import attention as module
-from vila_jax.nn.attention import attention, choose_implementation, cudnn_works
+from vila_jax.nn.attention import attention, choose_implementation, cudnn_works, widen_by_bias
 
 BATCH, HEADS, WIDTH = 2, 6, 10
 LENGTHS = np.array([11, 3])
@@ -221,6 +221,38 @@ def test_arguments_given_to_cudnn(stand_in, arguments, queries):
     """What we ask of the kernel means the same, in JAX's own reading of the arguments."""
     compare(*arrays(queries, 11, 3), "cudnn", **arguments)
     assert len(stand_in) == 1
+
+
+@pytest.mark.parametrize("implementation", ["xla", "cudnn"])
+@pytest.mark.parametrize("kv_heads", [6, 2])
+def test_bias_of_keys(stand_in, implementation, kv_heads):
+    """Sizes of merged tokens, and keys that are hidden; the kernel, which knows no such bias, is given wider heads."""
+    bias = np.log(np.arange(1, 2 * 11 + 1, dtype=np.float32)).reshape(2, 11)
+    bias[0, 3:] = -1e3
+    q, k, v = arrays(11, 11, kv_heads)
+    heads_first = jnp.asarray(k).swapaxes(1, 2), jnp.asarray(v).swapaxes(1, 2)
+    ours = attention(jnp.asarray(q), *heads_first, key_bias=jnp.asarray(bias), implementation=implementation)
+    q, k, v = (torch.from_numpy(x).transpose(1, 2) for x in (q, k, v))
+    mask = torch.from_numpy(bias)[:, None, None, :]
+    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    close(ours, theirs.transpose(1, 2), atol=1e-5)
+    assert len(stand_in) == (implementation == "cudnn")
+
+
+def test_bias_is_precise_in_bfloat16():
+    """Rounded to the keys' type, a bias would be off by half a percent of itself."""
+    q, k, v = halves(11, 3)
+    bias = jnp.log(jnp.arange(1, 23, dtype=jnp.float32)).reshape(2, 11)
+    wide_q, wide_k, wide_v = widen_by_bias(q, k, v, bias)
+    assert wide_q.shape[-1] == wide_k.shape[-1] == wide_v.shape[-1] == 16 and wide_k.dtype == jnp.bfloat16
+    added = jnp.sum(wide_k[..., 8:].astype(jnp.float32), axis=-1) * 8**-0.5
+    close(added, np.broadcast_to(np.asarray(bias)[:, None], added.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("arguments", [dict(causal=True), dict(lengths=LENGTHS), dict(segments=SEGMENTS)], ids=str)
+def test_bias_stands_alone(arguments):
+    with pytest.raises(ValueError, match="key_bias goes with none of"):
+        attention(*halves(11, 3), key_bias=jnp.zeros((2, 11)), **{n: _array(a) for n, a in arguments.items()})
 
 
 def test_single_row_without_batch_axis_is_not_for_cudnn(fresh_probe, stand_in):

@@ -7,16 +7,46 @@ of a prompt alone. `vila_jax.bench.traced` counts the same of a program as it ru
 
 import itertools
 
-from vila_jax.nn.config import DecoderConfig, VLMConfig
+from vila_jax.budgets.tome import ToMe
+from vila_jax.budgets.tower import TowerReduction
+from vila_jax.nn.config import DecoderConfig, VisionConfig, VLMConfig
 
 
 def tower_flops(config: VLMConfig) -> int:
     """One tile through the patch embedding and the blocks that are built."""
     vision = config.vision
-    width, positions = vision.hidden_size, vision.num_positions
-    linear = 2 * positions * (4 * width * width + 2 * width * vision.intermediate_size)
-    attention = 4 * positions**2 * width
-    return config.vision_depth * (linear + attention) + 2 * vision.num_patches * vision.patch_size**2 * 3 * width
+    blocks = [vision.num_positions] * config.vision_depth
+    return _embedding_flops(vision) + sum(_attention_flops(vision, n) + _mlp_flops(vision, n) for n in blocks)
+
+
+def reduced_tower_flops(config: VLMConfig, reduction: TowerReduction) -> int:
+    """One tile through a tower in which tokens become fewer, between attention and MLP of its blocks.
+
+    Merging adds the similarities of the tokens of two halves; the sums of the merged ones, a few thousandths of this,
+    are neglected.
+    """
+    vision = config.vision
+    patches = (vision.num_patches, *reduction.computed(vision.num_patches))
+    total = _embedding_flops(vision)
+    for before, after in itertools.pairwise(patches):
+        classes = vision.num_positions - vision.num_patches
+        total += _attention_flops(vision, before + classes) + _mlp_flops(vision, after + classes)
+        if isinstance(reduction.rule, ToMe) and after < before:
+            total += 2 * (before // 2) * (before - before // 2) * vision.head_dim
+    return total
+
+
+def _embedding_flops(vision: VisionConfig) -> int:
+    return 2 * vision.num_patches * vision.patch_size**2 * 3 * vision.hidden_size
+
+
+def _attention_flops(vision: VisionConfig, tokens: int) -> int:
+    """Four projections, scores and weighted sums."""
+    return 8 * tokens * vision.hidden_size**2 + 4 * tokens**2 * vision.hidden_size
+
+
+def _mlp_flops(vision: VisionConfig, tokens: int) -> int:
+    return 4 * tokens * vision.hidden_size * vision.intermediate_size
 
 
 def projector_flops(config: VLMConfig, tokens: int) -> int:

@@ -13,12 +13,15 @@ A method is one page (`hired`, `random`) listed in `registry`; an engine talks t
     slots = capacity(step, max_tiles, patches_per_tile)      # K, static
     indices, valid = select_tokens(step, inputs, stack_plans(plans), slots)      # device, jit-able
 
+A step inside the tower (`TowerMethod`) has nothing to do with scores and plans: it is a `Reduction` that the tower runs
+with. What it leaves are the candidates of the step behind it, or the tokens themselves.
+
 Axes of this room: `I` images, `P` tiles of an image (padded to `max_tiles`), `N` patches of a tile, `M = P * N` patches
 of an image, `K` slots.  A patch is named by its flat index `tile * N + patch`, as in `vila_jax.vision.geometry`.
 """
 
-from vila_jax.budgets.count import capacity, total_tokens
-from vila_jax.budgets.method import Method, Plan, Stage, TokenMethod
+from vila_jax.budgets.count import capacity, tokens_of_tile, total_tokens
+from vila_jax.budgets.method import Method, Plan, Stage, TokenMethod, TowerMethod
 from vila_jax.budgets.pipeline import make_plan, required_intermediates, select_tokens, stack_plans
 from vila_jax.budgets.registry import METHODS
 from vila_jax.budgets.select import Selection
@@ -33,10 +36,12 @@ __all__ = [
     "Stage",
     "Step",
     "TokenMethod",
+    "TowerMethod",
     "capacity",
     "make_plan",
     "required_intermediates",
     "select_tokens",
     "stack_plans",
+    "tokens_of_tile",
     "total_tokens",
 ]

@@ -1,33 +1,52 @@
 """How many tokens a budget keeps. Nothing else in the package counts them."""
 
+import numpy as np
+
 from vila_jax.budgets.spec import Step
 from vila_jax.errors import BudgetError
 from vila_jax.vision.geometry import TileGeometry
 
 
-def total_tokens(step: Step, geometry: TileGeometry) -> int:
+def tokens_of_tile(tower: Step | None, patches: int) -> int:
+    """Tokens that a step inside the tower leaves of every tile of `patches`: all of them without one.
+
+    A number of tokens counts those of *one* tile here.
+
+    Raises:
+      BudgetError: more tokens are asked for than a tile has patches.
+    """
+    return patches if tower is None else _share(tower, patches, "a tile")
+
+
+def total_tokens(step: Step, geometry: TileGeometry, tower: Step | None = None) -> int:
     """Tokens that a step leaves of a picture of this geometry, newline tokens not counted.
 
-    A fraction is taken of all patches of the picture's tiles, padding included, and truncated in double precision
-    (`int(P * N * keep)`, as HiRED does); the result is at least 1 and at most the number of patches that the method
-    may keep. A number of tokens is met exactly.
+    A fraction is taken of all patches of the picture's tiles, padding included (or of all tokens that `tower` leaves of
+    them), and truncated in double precision (`int(P * N * keep)`, as HiRED does); the result is at least 1 and at most
+    the number of patches that the method may keep. A number of tokens is met exactly.
 
     For `hired` with `variant=code` this is an upper bound: like its reference, that variant loses roundings and spends
-    tokens on padding.
+    tokens on padding. So it is where `tower` merges a tile's padding, or leaves what passes a threshold.
+
+    Args:
+      step: what chooses the tokens of a picture.
+      tower: the step inside the tower; `step` itself where nothing chooses among what it leaves.
 
     Raises:
       BudgetError: more tokens are asked for than the picture has.
     """
-    rule = step.token_method
-    available = int(rule.candidates(geometry).sum())
+    rule, left = step.token_method, tokens_of_tile(tower, geometry.patches_per_tile)
+    available = int(np.minimum(rule.candidates(geometry).sum(axis=1), left).sum())
+    if step == tower:
+        return available
     if isinstance(step.keep, int):
         _check_available(step.keep, available, f"a picture of {geometry.num_tiles} tile(s)")
         return rule.total(step.keep, geometry)
-    asked = max(1, min(int(geometry.num_tiles * geometry.patches_per_tile * step.keep), available))
+    asked = max(1, min(int(geometry.num_tiles * left * step.keep), available))
     return rule.total(asked, geometry)
 
 
-def capacity(step: Step, max_tiles: int, patches_per_tile: int) -> int:
+def capacity(step: Step, max_tiles: int, patches_per_tile: int, tower: Step | None = None) -> int:
     """`K`, the static number of token slots of a tile bucket.
 
     At least `total_tokens` of any picture of at most `max_tiles` tiles.
@@ -35,11 +54,16 @@ def capacity(step: Step, max_tiles: int, patches_per_tile: int) -> int:
     Raises:
       BudgetError: more tokens are asked for than `max_tiles` tiles have patches.
     """
-    patches = max_tiles * patches_per_tile
+    tokens = max_tiles * tokens_of_tile(tower, patches_per_tile)
+    return tokens if step == tower else _share(step, tokens, f"{max_tiles} tile(s)")
+
+
+def _share(step: Step, tokens: int, what: str) -> int:
+    """What a step keeps of so many tokens."""
     if isinstance(step.keep, int):
-        _check_available(step.keep, patches, f"{max_tiles} tile(s)")
+        _check_available(step.keep, tokens, what)
         return step.keep
-    return max(1, int(patches * step.keep))
+    return max(1, int(tokens * step.keep))
 
 
 def _check_available(asked: int, available: int, what: str) -> None:

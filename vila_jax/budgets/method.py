@@ -4,6 +4,7 @@ A method is a frozen dataclass whose fields *are* its options, so that an instan
 `jax.jit`. It works at one stage of the road:
 
     Method            name, stage, options
+    ├ TowerMethod     inside the tower: tokens become fewer from block to block       reduce -> Tokens
     └ TokenMethod     between tower and decoder: which tokens a picture has           choose -> Selection
       └ Selector      ... that are patches: which of them are kept                    keep -> mask
         └ TileSelector    ... tile by tile, every tile having its share               keep_in_tiles -> mask
@@ -23,7 +24,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from vila_jax.budgets.allocate import largest_remainder
 from vila_jax.budgets.select import Selection, compact
 from vila_jax.errors import BudgetError
-from vila_jax.nn.config import VisionConfig, VLMConfig
+from vila_jax.nn.config import ProjectorConfig, VisionConfig, VLMConfig
+from vila_jax.nn.tower_tokens import Tokens
 from vila_jax.vision.geometry import TileGeometry
 
 Stage = Literal["picture", "tower", "tokens", "decoder"]
@@ -65,16 +67,42 @@ class Method(abc.ABC):
         return True
 
 
+class TowerMethod(Method):
+    """Makes tokens fewer inside the vision tower; of every tile equally many, since the tower is one program."""
+
+    stage: ClassVar[Stage] = "tower"
+
+    @abc.abstractmethod
+    def schedule(self, patches: int, kept: int, depth: int) -> tuple[int, ...]:
+        """Tokens that are left of a tile of `patches` behind each of `depth` blocks, `kept` behind the last.
+
+        Raises:
+          BudgetError: a block that an option names does not exist, or no schedule leaves so few.
+        """
+
+    @property
+    def shortens(self) -> bool:
+        """Whether tokens that are gone are really not computed any more."""
+        return True
+
+    @abc.abstractmethod
+    def reduce(self, block: int, tokens: Tokens, keys: Float[Array, "R S heads H"], left: tuple[int, ...]) -> Tokens:
+        """The tokens that go on to the MLP of a block: a `vila_jax.nn.tower_tokens.Reduction`, given the schedule."""
+
+
 class TokenMethod(Method):
     """Makes the tokens of a picture from what the tower says of its patches.
 
     Attributes:
       nested: promises that what a smaller budget keeps of a tile is among what a larger one keeps of it, wherever the
         larger one does not give that tile less.
+      after_tower: whether the method may follow a step inside the tower. Which candidates that leaves is known on the
+        device alone: `choose` must take them from its `plan`, and read nothing of the tower but the features.
     """
 
     stage: ClassVar[Stage] = "tokens"
     nested: ClassVar[bool] = False
+    after_tower: ClassVar[bool] = False
 
     def intermediates(self, vision: VisionConfig, depth: int) -> dict[str, str]:
         """What `choose` reads, `{role: name}`, for a tower of which `depth` blocks are built.

@@ -29,22 +29,23 @@ def required_intermediates(step: Step, vision: VisionConfig, depth: int) -> dict
     return step.token_method.intermediates(vision, depth)
 
 
-def make_plan(step: Step, geometry: TileGeometry, max_tiles: int, salt: int = 0) -> Plan:
+def make_plan(step: Step, geometry: TileGeometry, max_tiles: int, salt: int = 0, tower: Step | None = None) -> Plan:
     """The plan of one picture, padded to `max_tiles` tiles. Runs on the host.
 
     Args:
-      step: a step of the stage `tokens`.
+      step: a step of the stage `tokens`, or `tower` itself.
       geometry: the tiles of the picture, at most `max_tiles`.
       max_tiles: the tile bucket `P`, which alone sets the shapes of the plan.
       salt: any number that names the picture (a checksum, say): methods that draw at random mix it in, so that their
         choice depends neither on the batch nor on the place in it.
+      tower: the step inside the tower. Candidates are then all patches of the picture, as any of them may be left.
 
     Raises:
       BudgetError: more tokens are asked for than the picture has.
     """
     if geometry.num_tiles > max_tiles:
         raise ValueError(f"a picture of {geometry.num_tiles} tiles does not fit in a bucket of {max_tiles}")
-    rule, total = step.token_method, total_tokens(step, geometry)
+    rule, total = step.token_method, total_tokens(step, geometry, tower)
     candidates = np.zeros((max_tiles, geometry.patches_per_tile), bool)
     candidates[: geometry.num_tiles] = rule.candidates(geometry)
     order = np.full(candidates.size, -1, np.int32)

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vila_jax.budgets.method import Plan, Selector
+from vila_jax.budgets.select import keep_top
 from vila_jax.errors import BudgetError
 from vila_jax.vision.geometry import TileGeometry
 
@@ -17,8 +17,8 @@ from vila_jax.vision.geometry import TileGeometry
 class Random(Selector):
     """Every real patch of a picture is as likely as any other to be kept.
 
-    The draw needs no pixel, hence happens on the host; it depends on the seed, the picture's salt and the geometry, but
-    not on the batch.
+    They are shuffled on the host, since that needs no pixel, and the first of them are kept. The order depends on the
+    seed, the picture's salt and the geometry, but not on the batch.
 
     Options:
       seed: pictures of the same salt and geometry keep the same tokens under the same seed; not negative.
@@ -26,6 +26,7 @@ class Random(Selector):
 
     name: ClassVar[str] = "random"
     nested: ClassVar[bool] = True
+    after_tower: ClassVar[bool] = True
 
     seed: int = 0
 
@@ -34,11 +35,14 @@ class Random(Selector):
             raise BudgetError(f"seed is {self.seed}, but must not be negative", where="budget method 'random'")
 
     def extra(self, geometry: TileGeometry, total: int, max_tiles: int, salt: int) -> dict[str, np.ndarray]:
-        keep = np.zeros((max_tiles, geometry.patches_per_tile), bool)
-        draw = np.random.default_rng((self.seed, salt)).permutation(geometry.order())[:total]
-        keep.reshape(-1)[draw] = True
-        return {"keep": keep}
+        del total
+        shuffled = np.random.default_rng((self.seed, salt)).permutation(geometry.order())
+        score = np.zeros(max_tiles * geometry.patches_per_tile, np.float32)
+        score[shuffled] = -np.arange(len(shuffled))
+        return {"score": score}
 
     def keep(self, inputs: Mapping[str, Float[Array, "I P N *width"]], plan: Plan) -> Bool[Array, "I P N"]:
         del inputs
-        return jnp.asarray(plan.extra["keep"])
+        pictures = len(plan.candidates)
+        kept = keep_top(plan.extra["score"], plan.candidates.reshape(pictures, -1), plan.total)
+        return kept.reshape(plan.candidates.shape)

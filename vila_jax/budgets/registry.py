@@ -11,6 +11,8 @@ from vila_jax.budgets.hired import Hired
 from vila_jax.budgets.method import Method
 from vila_jax.budgets.norm import Norm
 from vila_jax.budgets.random import Random
+from vila_jax.budgets.tome import ToMe
+from vila_jax.budgets.tower_norm import TowerNorm
 from vila_jax.budgets.uniform import Uniform
 from vila_jax.budgets.vispruner import VisPruner
 from vila_jax.errors import BudgetError
@@ -27,6 +29,8 @@ METHODS: dict[str, type[Method]] = {
         Norm,
         Random,
         Uniform,
+        ToMe,
+        TowerNorm,
     )
 }
 ALIASES = {"cls": FasterVLM.name}

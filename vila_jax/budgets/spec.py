@@ -7,7 +7,8 @@
     hired:1                            everything (so does 1.0 and 100%)
     hired:0.4+fastv:0.5,layer=2        steps at different places of the road, in the order of the road
 
-KEEP is a fraction when it holds a `.` or a `%`, or is 1; otherwise it is a number of tokens.
+KEEP is a fraction when it holds a `.` or a `%`, or is 1; otherwise it is a number of tokens. A step
+keeps so much of what the one before it has left.
 """
 
 import dataclasses
@@ -21,7 +22,8 @@ from decimal import Decimal
 import numpy as np
 
 from vila_jax.budgets import registry
-from vila_jax.budgets.method import Method, Stage, TokenMethod
+from vila_jax.budgets.method import Method, Stage, TokenMethod, TowerMethod
+from vila_jax.budgets.tower import Survivors
 from vila_jax.errors import BudgetError
 
 OptionValue = bool | int | float | str
@@ -88,10 +90,20 @@ class Step:
 
     @property
     def token_method(self) -> TokenMethod:
-        """`rule`, of a step of the stage `tokens`."""
+        """`rule`, of a step of the stage `tokens`; of one inside the tower, what keeps everything that it leaves."""
         rule = self.rule
+        if isinstance(rule, TowerMethod):
+            return Survivors()
         if not isinstance(rule, TokenMethod):
             raise TypeError(f"{self} works at the stage {rule.stage!r}, not on the tokens of a picture")
+        return rule
+
+    @property
+    def tower_method(self) -> TowerMethod:
+        """`rule`, of a step of the stage `tower`."""
+        rule = self.rule
+        if not isinstance(rule, TowerMethod):
+            raise TypeError(f"{self} works at the stage {rule.stage!r}, not inside the tower")
         return rule
 
     @property
@@ -108,7 +120,8 @@ class Budget:
     differ elsewhere share them.
 
     Raises:
-      BudgetError: no step, two of one stage, or steps against the order of the road.
+      BudgetError: no step, two of one stage, steps against the order of the road, or a step that cannot do with what an
+        earlier one has left.
     """
 
     steps: tuple[Step, ...]
@@ -130,6 +143,17 @@ class Budget:
                     where=f"budget {str(self)!r}",
                     fix=f"Write {other}+{one}.",
                 )
+        self._check_after_tower()
+
+    def _check_after_tower(self) -> None:
+        tower, tokens = self.step("tower"), self.step("tokens")
+        if tower is not None and tokens is not None and not tokens.token_method.after_tower:
+            able = [name for name, method in registry.METHODS.items() if getattr(method, "after_tower", False)]
+            raise BudgetError(
+                f"{tokens.method} scores or counts patches of which {tower.method} leaves only some",
+                where=f"budget {str(self)!r}",
+                fix=f"Give one of them. What {tower.method} leaves can be chosen from by: {', '.join(able)}.",
+            )
 
     @classmethod
     def of(cls, method: str, keep: float | int, options: tuple[tuple[str, OptionValue], ...] = ()) -> "Budget":

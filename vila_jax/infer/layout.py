@@ -5,9 +5,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from vila_jax.budgets import Budget, Step, capacity, make_plan, stack_plans, total_tokens
+from vila_jax.budgets import Budget, Step, capacity, make_plan, stack_plans, tokens_of_tile, total_tokens
+from vila_jax.budgets.tower import TowerReduction, make_reduction
 from vila_jax.errors import BudgetError, ContextLengthError, PromptError
 from vila_jax.hf.config import ModelConfig
 from vila_jax.infer.buckets import count_bucket, tile_bucket
@@ -64,6 +65,7 @@ class Tiles:
       pictures: with a budget, what is known of every picture.
       spec: the static part.
       pools: with pooled videos, the visual tokens that every pooled one averages, see `visual_tokens`.
+      shown: with a step inside the tower, the patches of all tiles that show a picture rather than padding.
     """
 
     pixels: Float[np.ndarray, "R 3 h w"]
@@ -71,6 +73,7 @@ class Tiles:
     pictures: Pictures | None
     spec: Spec
     pools: Int[np.ndarray, "P W"] | None = None
+    shown: Bool[np.ndarray, "R N"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Planner:
         """Visual tokens of a picture of this geometry that the decoder is given, known before any pixel is read."""
         step = self._token_step(budget)
         if step is not None:
-            return total_tokens(step, geometry)
+            return total_tokens(step, geometry, self._tower_step(budget))
         return sum(len(segment) for segment in self._segments(geometry, 0))
 
     def segments(self, geometry: TileGeometry, budget: Budget | None) -> int:
@@ -125,8 +128,13 @@ class Planner:
         return len(self._segments(geometry, 0)) if self._token_step(budget) is None else 1
 
     def _token_step(self, budget: Budget | None) -> Step | None:
+        """The step that chooses tokens; where there is none behind a step inside the tower, that step itself."""
         budget = self.effective(budget)
-        return None if budget is None else budget.step("tokens")
+        return None if budget is None else budget.step("tokens") or budget.step("tower")
+
+    def _tower_step(self, budget: Budget | None) -> Step | None:
+        budget = self.effective(budget)
+        return None if budget is None else budget.step("tower")
 
     def tower_tiles(self, geometry: TileGeometry) -> int:
         """Tiles of a picture that the tower sees, all scales together."""
@@ -145,12 +153,12 @@ class Planner:
         """
         if not requests:
             raise PromptError("there is no prompt", where="prompt", fix="Give at least one.")
-        step = self._token_step(budget)
+        step, tower = self._token_step(budget), self._tower_step(budget)
         media = [medium for request in requests for medium in request.media]
         images = [image for request in requests for image in request.images]
         geometries = [image.geometry for image in images]
         pools = self._pools(media, geometries, step)
-        sources = iter(self._sources(geometries, step))
+        sources = iter(self._sources(geometries, step, tower))
         rows, counts = [], []
         for request in requests:
             own = [segment for medium in request.media for segment in _segments_of(medium, sources, pools)]
@@ -184,17 +192,23 @@ class Planner:
         missing = tile_bucket(counts, self._most(counts, self.max_tower_tiles)) - len(pixels)
         pixels = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), pixels.dtype)])
         scales = self._scales(images, rows)
-        step = self._token_step(budget)
+        step, tower = self._token_step(budget), self._tower_step(budget)
         if step is None:
             return Tiles(pixels, scales, None, Spec(self.config.vlm, self.dtype))
         most = self._most_tiles(geometries)
-        plans = [make_plan(step, image.geometry, most, zlib.crc32(image.pixels.tobytes())) for image in images]
+        salts = [zlib.crc32(image.pixels.tobytes()) for image in images]
+        plans = [make_plan(step, own, most, salt, tower) for own, salt in zip(geometries, salts, strict=True)]
         first = self._first_tiles(geometries)
         tiles = _numbered(first, [geometry.num_tiles for geometry in geometries], (rows, most))
-        slots = self._slots(step, geometries)
-        return Tiles(
-            pixels, scales, Pictures(tiles, stack_plans(plans, rows)), Spec(self.config.vlm, self.dtype, step, slots)
-        )
+        spec = Spec(self.config.vlm, self.dtype, step, self._slots(step, tower, geometries), self._reduction(tower))
+        shown = None if tower is None else _shown(geometries, len(pixels))
+        return Tiles(pixels, scales, Pictures(tiles, stack_plans(plans, rows)), spec, shown=shown)
+
+    def _reduction(self, tower: Step | None) -> TowerReduction | None:
+        if tower is None:
+            return None
+        left = tokens_of_tile(tower, self.config.vlm.vision.num_patches)
+        return make_reduction(tower.tower_method, left, self.config.vlm)
 
     def _scales(self, images: Sequence[ProcessedImage], rows: int) -> Scales | None:
         """The tables of pictures that the tower sees at several scales, padded to common sizes."""
@@ -230,8 +244,8 @@ class Planner:
             return count_bucket(len(geometries)) * most
         return tile_bucket([geometry.num_tiles for geometry in geometries], most)
 
-    def _slots(self, step: Step, geometries: Sequence[TileGeometry]) -> int:
-        return capacity(step, self._most_tiles(geometries), self.tokens_per_tile)
+    def _slots(self, step: Step, tower: Step | None, geometries: Sequence[TileGeometry]) -> int:
+        return capacity(step, self._most_tiles(geometries), self.tokens_per_tile, tower)
 
     def _segments(self, geometry: TileGeometry, newline: int) -> list[Int[np.ndarray, " tokens"]]:
         """Rows of a picture's own tiles in token order, one array per placeholder."""
@@ -239,13 +253,15 @@ class Planner:
             return [np.arange(self.tokens_per_tile, dtype=np.int32)]  # a single tile: checked with the config
         return geometry.segments(newline)
 
-    def _sources(self, geometries: list[TileGeometry], step: Step | None) -> list[list[Int[np.ndarray, " tokens"]]]:
+    def _sources(
+        self, geometries: list[TileGeometry], step: Step | None, tower: Step | None
+    ) -> list[list[Int[np.ndarray, " tokens"]]]:
         """For every placeholder of every picture, the rows of the batch's table of visual tokens that it points to."""
         if not geometries:
             return []
         if step is not None:
-            slots = self._slots(step, geometries)
-            totals = [total_tokens(step, geometry) for geometry in geometries]
+            slots = self._slots(step, tower, geometries)
+            totals = [total_tokens(step, geometry, tower) for geometry in geometries]
             return [[i * slots + np.arange(total, dtype=np.int32)] for i, total in enumerate(totals)]
         newline = self._num_rows(geometries) * self.tokens_per_tile
         firsts = self._first_tiles(geometries) * self.tokens_per_tile
@@ -302,6 +318,12 @@ def _segments_of(
         return next(sources)
     assert pools is not None
     return pools.add(np.concatenate([segment for _ in medium.frames for segment in next(sources)]))
+
+
+def _shown(geometries: Sequence[TileGeometry], rows: int) -> Bool[np.ndarray, "rows N"]:
+    """Patches of the batch's tiles that show a picture; those of the tiles that only fill it up count as shown."""
+    own = np.concatenate([geometry.real() for geometry in geometries])
+    return np.concatenate([own, np.ones((rows - len(own), own.shape[1]), bool)])
 
 
 def _numbered(

@@ -85,7 +85,8 @@ class Phases:
 
     def _encode(self, tiles: Tiles) -> Encoded:
         spec = tiles.spec
-        return self.programs.call("vision tower", encode_tiles, tiles.pixels, dtype=spec.dtype, wanted=spec.wanted)
+        static = {"dtype": spec.dtype, "wanted": spec.wanted, "reduction": spec.reduction}
+        return self.programs.call("vision tower", encode_tiles, tiles.pixels, tiles.shown, **static)
 
     def _decode(self, do: Callable[..., Any], *arrays: Any) -> Any:
         return do("decode", decode_chunk, *arrays, donate=("progress",), steps=CHUNK)

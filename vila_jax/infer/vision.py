@@ -21,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vila_jax.budgets import Plan, Selection, Step, required_intermediates, select_tokens
+from vila_jax.budgets.tower import TowerReduction
 from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.means import mean_rows
 from vila_jax.nn.projector import pool_windows
@@ -41,12 +42,14 @@ class Spec:
       dtype: of the computation.
       step: how visual tokens are chosen between tower and decoder; None keeps all of them.
       slots: with a step, `K`, the token slots of every picture.
+      reduction: what makes the tokens fewer inside the tower; `step` then chooses among those that are left.
     """
 
     config: VLMConfig
     dtype: str
     step: Step | None = None
     slots: int = 0
+    reduction: TowerReduction | None = None
 
     @property
     def roles(self) -> dict[str, str]:
@@ -86,10 +89,14 @@ class Pictures(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What the tower says of all tiles of a batch: features, and intermediates by name."""
+    """What the tower says of all tiles of a batch: features, and intermediates by name.
+
+    Where a reduction made the tokens fewer, `stand_in` names for every patch the one that stands for its token.
+    """
 
     features: Float[Array, "R N Dv"]
     intermediates: Intermediates
+    stand_in: Int[Array, "R N"] | None = None
 
 
 class VisualTokens(NamedTuple):
@@ -100,18 +107,34 @@ class VisualTokens(NamedTuple):
 
 
 def encode_tiles(
-    graphdef: nnx.GraphDef, state: nnx.State, pixels: Float[Array, "R 3 h w"], *, dtype: str, wanted: tuple[str, ...]
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    pixels: Float[Array, "R 3 h w"],
+    shown: Bool[Any, "R N"] | None = None,
+    *,
+    dtype: str,
+    wanted: tuple[str, ...],
+    reduction: TowerReduction | None = None,
 ) -> Encoded:
-    """Runs the tower, in `dtype`, over the tiles of all pictures; `wanted` names intermediates."""
+    """Runs the tower, in `dtype`, over the tiles of all pictures.
+
+    Args:
+      shown: with a reduction, patches that show a picture rather than padding.
+      wanted: names of intermediates; none with a reduction.
+      reduction: makes the tokens fewer inside the tower.
+    """
     model = nnx.merge(graphdef, state)
 
-    def encode(tiles: Float[Array, "r 3 h w"]) -> Encoded:
-        return Encoded(*model.encode(tiles.astype(dtype), wanted))
+    def encode(tiles: Float[Array, "r 3 h w"], shown: Bool[Array, "r N"] | None) -> Encoded:
+        if reduction is None or shown is None:
+            return Encoded(*model.encode(tiles.astype(dtype), wanted))
+        features, stand_in = model.encode_reduced(tiles.astype(dtype), reduction, shown)
+        return Encoded(features, {}, stand_in)
 
     if jax.default_backend() != "cpu":
-        return encode(pixels)
+        return encode(pixels, shown)
     # One tile keeps a CPU busy; with five, up to half the time goes into fresh memory for their attention scores.
-    by_tile = jax.lax.map(lambda tile: encode(tile[None]), pixels)
+    by_tile = jax.lax.map(lambda tile: encode(*jax.tree.map(lambda x: x[None], tile)), (pixels, shown))
     return jax.tree.map(lambda x: x[:, 0], by_tile)
 
 
@@ -172,9 +195,32 @@ def _tokens(
 def selection(
     graphdef: nnx.GraphDef, state: nnx.State, encoded: Encoded, scales: Scales | None, pictures: Pictures, *, spec: Spec
 ) -> Selection:
-    """The tokens of every picture, before they are projected."""
+    """The tokens of every picture, before they are projected; with the patches that were merged inside the tower."""
     model = nnx.merge(graphdef, state)
-    return select(model, encoded, model.merge(block_features(encoded, scales)), scales, pictures, spec)
+    chosen = select(model, encoded, model.merge(block_features(encoded, scales)), scales, pictures, spec)
+    if encoded.stand_in is None:
+        return chosen
+    return chosen._replace(weights=_shares(_stand_ins(encoded.stand_in, pictures), chosen.indices))
+
+
+def _stand_ins(stand_in: Int[Array, "R N"], pictures: Pictures) -> Int[Array, "I P N"]:
+    """For every patch of the pictures, the flat index of the one that stands for it; -1 where it was dropped."""
+    own = stand_in[pictures.tiles]
+    first = jnp.arange(own.shape[1], dtype=jnp.int32)[None, :, None] * own.shape[2]
+    return jnp.where(own < 0, -1, first + own)
+
+
+def _shares(stand_ins: Int[Array, "I P N"], indices: Int[Array, "I K"]) -> Float[Array, "I K M"]:
+    """Weights of a `Selection`: what is merged in a token has its features, of which the token is the mean."""
+    held = stand_ins.reshape(len(stand_ins), 1, -1) == indices[:, :, None]
+    return held / jnp.maximum(held.sum(axis=2, keepdims=True), 1).astype(jnp.float32)
+
+
+def _left_in_tower(plan: Plan, stand_in: Int[Array, "R N"], pictures: Pictures) -> Plan:
+    """The plan with those candidates alone that stand for a token."""
+    stand_ins = _stand_ins(stand_in, pictures)
+    own = jnp.arange(stand_ins[0].size, dtype=jnp.int32).reshape(1, *stand_ins.shape[1:])
+    return plan._replace(candidates=plan.candidates & (stand_ins == own))
 
 
 def select(
@@ -200,7 +246,10 @@ def select(
         return _cell_keys(found, scales, window) if found.ndim == 4 else _cell_scores(found, scales, window)
 
     by_picture = {role: values(name)[pictures.tiles] for role, name in spec.roles.items()}
-    return select_tokens(spec.step, by_picture, pictures.plan, spec.slots)
+    plan = pictures.plan
+    if encoded.stand_in is not None:
+        plan = _left_in_tower(plan, encoded.stand_in, pictures)
+    return select_tokens(spec.step, by_picture, plan, spec.slots)
 
 
 def _cell_scores(scores: Float[Array, "R N P"], scales: Scales | None, window: int) -> Float[Array, "Q M"]:

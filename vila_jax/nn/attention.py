@@ -33,6 +33,7 @@ def attention(
     offset: Int[Array, " B"] | None = None,
     window: int | None = None,
     segments: Int[Array, "B S"] | None = None,
+    key_bias: Float[Array, "B S"] | None = None,
     implementation: Implementation | None = None,
 ) -> Float[Array, "B T N H"]:
     """Scaled dot-product attention with grouped key/value heads; softmax in float32.
@@ -46,16 +47,21 @@ def attention(
       offset: index of the first query among the keys (0 when absent; the cache length while decoding).
       window: with `causal`, a query sees only the last `window` keys, itself included.
       segments: with T = S, a query sees only keys of its own segment and of segment 0.
+      key_bias: added to the scores of a key, whatever the query; stands alone, without the arguments above.
       implementation: forces a kernel; by default the best one that this device and these arguments allow.
 
     Returns:
       One vector per query and head, in the dtype of `q`. A query that sees no key at all gets finite garbage.
 
     Raises:
-      ValueError: a window without `causal`, or a forced kernel that does not know the arguments.
+      ValueError: a window without `causal`, a bias beside other arguments, or a forced kernel that does not know them.
     """
     if window is not None and not causal:
         raise ValueError(f"window={window} needs causal=True")
+    if key_bias is not None:
+        if causal or any(given is not None for given in (lengths, offset, segments)):
+            raise ValueError("key_bias goes with none of causal, lengths, offset, window and segments")
+        return _biased_attention(q, k, v, key_bias, implementation)
     plain = offset is None and segments is None and k.ndim == 4
     if implementation is None:
         implementation = choose_implementation(q.dtype, q.shape[-1], jax.default_backend()) if plain else "xla"
@@ -77,6 +83,45 @@ def attention(
         q.shape[1], k.shape[-2], causal=causal, lengths=lengths, offset=offset, window=window, segments=segments
     )
     return _xla_attention(q, k, v, visible)
+
+
+def _biased_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    key_bias: Float[Array, "B S"],
+    implementation: Implementation | None,
+) -> Float[Array, "B T N H"]:
+    """Attention with a bias of every key. The fast kernel, which knows none per key, is given wider heads instead."""
+    width = q.shape[-1]
+    wider = width_with_bias(width)
+    if (implementation or choose_implementation(q.dtype, wider, jax.default_backend())) == "xla":
+        return _xla_attention(q, k, v, None, key_bias)
+    q, k, v = widen_by_bias(q, k, v, key_bias)
+    out = jax.nn.dot_product_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), scale=width**-0.5, implementation="cudnn")
+    return out[..., :width]
+
+
+def widen_by_bias(
+    q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], v: Float[Array, "B K S H"], key_bias: Float[Array, "B S"]
+) -> tuple[Float[Array, "B T N W"], Float[Array, "B K S W"], Float[Array, "B K S W"]]:
+    """Heads of further channels, whose products, scaled by `H**-0.5` like the others, are the bias.
+
+    Two of them carry it, as a number of the keys' dtype and what that leaves of it; the rest is padding.
+    """
+    more = width_with_bias(q.shape[-1]) - q.shape[-1]
+    bias = key_bias.astype(jnp.float32) * q.shape[-1] ** 0.5
+    high = bias.astype(k.dtype)
+    low = (bias - high.astype(jnp.float32)).astype(k.dtype)
+    carried = jnp.pad(jnp.stack([high, low], axis=-1), ((0, 0), (0, 0), (0, more - 2)))
+    carried = jnp.broadcast_to(carried[:, None], (*k.shape[:-1], more))
+    q = jnp.concatenate([q, jnp.ones((*q.shape[:-1], more), q.dtype)], axis=-1)
+    return q, jnp.concatenate([k, carried], axis=-1), jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, more)))
+
+
+def width_with_bias(width: int) -> int:
+    """Two channels more, rounded up to a multiple of 8, as the fast kernel asks for."""
+    return -(-(width + 2) // 8) * 8
 
 
 def causal_block(queries: int) -> int:
@@ -120,6 +165,7 @@ def _xla_attention(
     k: Float[Array, "*rows K S H"],
     v: Float[Array, "*rows K S H"],
     visible: Bool[Array, "#B 1 1 #T S"] | None,
+    key_bias: Float[Array, "B S"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Two matrix products per key/value head.
 
@@ -133,6 +179,8 @@ def _xla_attention(
     rows = rows.reshape(*k.shape[:-2], -1, width)
     scores = jnp.einsum("...MH,...SH->...MS", rows, k, preferred_element_type=jnp.float32) * width**-0.5
     scores = scores.reshape(*grouped, keys)
+    if key_bias is not None:
+        scores = scores + key_bias[:, None, None, None, :]
     if visible is not None:
         scores = jnp.where(visible, scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(*k.shape[:-2], -1, keys)

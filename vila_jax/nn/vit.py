@@ -9,6 +9,8 @@ token-budget methods score with, of block i (0-based) and for patches only, with
 
 A name costs one extra attention row in its block (`received_attention`: all of them again); the block itself keeps its
 fast attention kernel.
+
+Inside the tower a budget may make the tokens fewer from block to block (`VisionTower.reduced`).
 """
 
 import functools
@@ -18,12 +20,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vila_jax.nn.attention import attention
 from vila_jax.nn.config import VisionConfig
 from vila_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, along_last
 from vila_jax.nn.params import fan_in, normal, ones, weight, zeros
+from vila_jax.nn.tower_tokens import Reduction, Tokens
 
 Intermediates = dict[str, Float[Array, "..."]]
 
@@ -80,14 +83,16 @@ class SelfAttention(nnx.Module):
         self.out = linear(width, out, bias=True)
 
     def __call__(
-        self, x: Float[Array, "R P D"], wanted: Collection[str]
+        self, x: Float[Array, "R P D"], wanted: Collection[str], key_bias: Float[Array, "R P"] | None = None
     ) -> tuple[Float[Array, "R P D"], Intermediates]:
+        """What the branch adds. `key_bias` is added to the scores of a key; no intermediate knows of it."""
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1) if self.is_fused else (self.q(x), self.k(x), self.v(x))
         if self.normalises:
             q, k = self.q_norm(q), self.k_norm(k)
         heads = (*x.shape[:2], self.num_heads, self.head_dim)
         q, k, v = q.reshape(heads), k.reshape(heads), v.reshape(heads)
-        out = self.out(attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2)).reshape(x.shape))
+        out = attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), key_bias=key_bias)
+        out = self.out(out.reshape(x.shape))
         intermediates: Intermediates = {}
         if "cls_attention" in wanted:
             intermediates["cls_attention"] = class_attention(q[:, 0], k)[:, :, self.first_patch :]
@@ -143,9 +148,19 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "R P D"], wanted: Collection[str] = ()
     ) -> tuple[Float[Array, "R P D"], Intermediates]:
-        attended, intermediates = self.attn(self.norm1(x), wanted)
-        x = x + _scaled(attended, self.scale1)
-        return x + _scaled(self.fc2(self.act(self.fc1(self.norm2(x)))), self.scale2), intermediates
+        x, intermediates = self.attend(x, wanted)
+        return self.feed(x), intermediates
+
+    def attend(
+        self, x: Float[Array, "R P D"], wanted: Collection[str] = (), key_bias: Float[Array, "R P"] | None = None
+    ) -> tuple[Float[Array, "R P D"], Intermediates]:
+        """The first half: adds the attention branch."""
+        attended, intermediates = self.attn(self.norm1(x), wanted, key_bias)
+        return x + _scaled(attended, self.scale1), intermediates
+
+    def feed(self, x: Float[Array, "R P D"]) -> Float[Array, "R P D"]:
+        """The second half: adds the MLP branch."""
+        return x + _scaled(self.fc2(self.act(self.fc1(self.norm2(x)))), self.scale2)
 
 
 def _scaled(branch: Float[Array, "R P D"], scale: nnx.Param | None) -> Float[Array, "R P D"]:
@@ -175,19 +190,48 @@ class VisionTower(nnx.Module):
         Raises:
           ValueError: tiles of another size, or a name that this tower does not have.
         """
-        size = (self.image_size, self.image_size)
-        if pixels.shape[2:] != size:
-            raise ValueError(f"pixels: tiles of {pixels.shape[2:]}, expected {size}")
         by_block = self._by_block(wanted)
         with jax.named_scope("vision_tower"):
-            x = self.embeddings(pixels)
-            x = x if self.pre_norm is None else self.pre_norm(x)
+            x = self._embed(pixels)
             states, intermediates = [x], Intermediates()
             for i, block in enumerate(self.layers):
                 x, found = block(x, by_block.get(i, ()))
                 states.append(x)
                 intermediates |= {f"{name}/{i}": value for name, value in found.items()}
         return states, intermediates
+
+    def reduced(
+        self, pixels: Float[Array, "R 3 h w"], reduction: Reduction, shown: Bool[Array, "R N"]
+    ) -> tuple[list[Float[Array, "R P D"]], Int[Array, "R N"]]:
+        """Encodes normalised tiles with fewer and fewer tokens.
+
+        Args:
+          reduction: what makes them fewer, inside every block between attention and MLP.
+          shown: patches that show the picture rather than padding.
+
+        Returns:
+          The hidden states as without a reduction: every patch has a vector, that of the token that holds it, or zeros
+          where it was dropped; and for every patch the one that stands for its token, see `Tokens.stand_in`.
+
+        Raises:
+          ValueError: tiles of another size.
+        """
+        with jax.named_scope("vision_tower"):
+            tokens = Tokens.of(self._embed(pixels), int(self.has_class_token), shown)
+            states = [tokens.x]
+            for i, block in enumerate(self.layers):
+                x, found = block.attend(tokens.x, ("keys",), tokens.key_bias)
+                tokens = reduction(i, tokens.with_states(x), found["keys"])
+                tokens = tokens.with_states(block.feed(tokens.x))
+                states.append(tokens.spread_states())
+        return states, tokens.stand_in()
+
+    def _embed(self, pixels: Float[Array, "R 3 h w"]) -> Float[Array, "R P D"]:
+        size = (self.image_size, self.image_size)
+        if pixels.shape[2:] != size:
+            raise ValueError(f"pixels: tiles of {pixels.shape[2:]}, expected {size}")
+        x = self.embeddings(pixels)
+        return x if self.pre_norm is None else self.pre_norm(x)
 
     def _by_block(self, wanted: Collection[str]) -> dict[int, list[str]]:
         """`{"keys/3"}` -> `{3: ["keys"]}`."""

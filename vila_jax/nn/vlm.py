@@ -8,18 +8,19 @@ table of visual tokens, all pictures of the batch one after another):
     embeddings  e     e       v0       v1       v2      e    e          one gather from each table, no scatter
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.decoder import Decoder
 from vila_jax.nn.params import normal, weight
 from vila_jax.nn.projector import Projector
+from vila_jax.nn.tower_tokens import Reduction
 from vila_jax.nn.vit import Intermediates, VisionTower
 
 
@@ -46,11 +47,23 @@ class VLM(nnx.Module):
         Beside the intermediates of the tower, `class_token` may be wanted: its feature, `[R, 1, Dv]`.
         """
         states, intermediates = self.vision_tower(pixels, [name for name in wanted if name != "class_token"])
-        chosen = [states[i] for i in self.feature_layers]
-        features = chosen[0] if len(chosen) == 1 else jnp.concatenate(chosen, axis=-1)
+        features = self._features(states)
         if "class_token" in wanted:
             intermediates["class_token"] = features[:, :1]
         return features[:, 1:] if self.drops_class_token else features, intermediates
+
+    def encode_reduced(
+        self, pixels: Float[Array, "R 3 h w"], reduction: Reduction, shown: Bool[Array, "R N"]
+    ) -> tuple[Float[Array, "R P Dv"], Int[Array, "R N"]]:
+        """As `encode`, with tokens that become fewer inside the tower; see `VisionTower.reduced`."""
+        states, stand_in = self.vision_tower.reduced(pixels, reduction, shown)
+        features = self._features(states)
+        return features[:, 1:] if self.drops_class_token else features, stand_in
+
+    def _features(self, states: Sequence[Float[Array, "R P D"]]) -> Float[Array, "R P Dv"]:
+        """The states of the feature layers, side by side."""
+        chosen = [states[i] for i in self.feature_layers]
+        return chosen[0] if len(chosen) == 1 else jnp.concatenate(chosen, axis=-1)
 
     def merge(self, features: Float[Array, "R P Dv"]) -> Float[Array, "R M Dm"]:
         """What the projector takes, one vector per visual token: the patches of each of its windows in one."""
