@@ -33,7 +33,8 @@ class Uniform(Selector):
         of_overview = (2 * total * overview.size + patches) // (2 * patches)  # to the nearest, halves up
         keep = np.zeros((max_tiles, geometry.patches_per_tile), bool)
         for sheet, count in ((overview, of_overview), (mosaic, total - of_overview)):
-            keep.reshape(-1)[sheet[evenly_spaced(*sheet.shape, count)]] = True
+            height, width = sheet.shape
+            keep.reshape(-1)[sheet[evenly_spaced(height, width, count)]] = True
         return {"keep": keep}
 
     def keep(self, inputs: Mapping[str, Float[Array, "I P N *width"]], plan: Plan) -> Bool[Array, "I P N"]:
