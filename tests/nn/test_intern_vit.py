@@ -9,6 +9,9 @@ import pytest
 from flax import nnx
 
 from tests.nn.oracle import close
+from vila_jax.budgets.tome import ToMe
+from vila_jax.budgets.tower import TowerReduction
+from vila_jax.budgets.tower_norm import TowerNorm
 from vila_jax.nn.config import VisionConfig
 from vila_jax.nn.params import abstract, dotted
 from vila_jax.nn.positions import resize_positions_bicubic
@@ -109,3 +112,19 @@ def test_another_size(data):
     """Positions resized when the weights are loaded."""
     states, _ = encode(*tower(data, 84), data["input_84"])
     close(states[-1][:, 1:], data["features_84_layer-1_patch"], atol=2e-5)
+
+
+@pytest.mark.parametrize("rule", [ToMe(), TowerNorm()], ids=lambda rule: rule.name)
+def test_fewer_tokens(data, rule):
+    """With nothing to take away it is the tower as recorded; of what is left every token stands for itself."""
+    graphdef, state = tower(data)
+    pixels, shown = jnp.asarray(data["input"]), jnp.ones((2, 16), bool)
+    reduced = jax.jit(lambda *args: nnx.merge(graphdef, state).reduced(*args), static_argnums=1)
+    everything, stand_in = reduced(pixels, TowerReduction(rule, (16, 16, 16)), shown)
+    close(everything[-1], data["hidden_states_3"], atol=2e-5)
+    assert (stand_in == jnp.arange(16)[None]).all()
+    states, stand_in = reduced(pixels, TowerReduction(rule, rule.schedule(16, 5, 3)), shown)
+    assert states[-1].shape == everything[-1].shape
+    for row in np.asarray(stand_in):
+        left = set(row.tolist()) - {-1}
+        assert len(left) == 5 and all(row[i] == i for i in left)
