@@ -2,7 +2,7 @@
 
 One multiply-add counts as two; only matrix products count (no norms, softmax, activations or rotary embedding). Causal
 attention counts the visible half only, the tower's attention the full square. The head is applied to the last position
-of a prompt alone. `vila_jax.bench.traced` counts the same of a program as it runs, budgets and padding included.
+of a prompt alone.
 """
 
 import itertools
@@ -71,13 +71,6 @@ def visible_pairs(tokens: int, window: int | None) -> int:
     """Pairs of a query and a key that it sees: every token sees itself and the `window - 1` before it, or all."""
     seen = tokens if window is None else min(window, tokens)
     return seen * (seen + 1) // 2 + (tokens - seen) * seen
-
-
-def decode_flops(config: DecoderConfig, context: int) -> int:
-    """One generated token, whose query sees `context` tokens, itself included."""
-    pairs = sum(min(context, config.sliding_window(layer) or context) for layer in range(config.num_layers))
-    attention = 4 * config.num_heads * config.head_dim * pairs
-    return 2 * layer_weights(config) + attention + 2 * config.hidden_size * config.vocab_size
 
 
 def prefill_flops(config: VLMConfig, tiles: int, visual: int, text: int) -> int:

@@ -167,7 +167,6 @@ def _load(args: argparse.Namespace, progress: Progress) -> "Model":
         revision=args.revision,
         era=args.era,
         on_tensor=progress.on_tensor,
-        on_compile=None if args.eval is None else progress.on_compile,
     )
 
 
@@ -250,7 +249,7 @@ def _write_report(args: argparse.Namespace, bench: "Bench") -> None:
     from vila_jax.bench.budgets.table import write_csv
 
     write_csv(bench, args.out / "budgets.csv")
-    settings, command = bench.settings, _command(args)
+    settings, command = bench.settings, _command(args, bench)
     asked = f"{len(bench.kinds):,} held-out scenes, one question each; bars: 95 % intervals. " if bench.kinds else ""
     title = f"{settings['model']}: budgets of visual tokens"
     draw_chart(bench, args.out / "budgets.png", title=title, note=f"{asked}{settings['machine']}. {command}")
@@ -263,13 +262,16 @@ def _write_report(args: argparse.Namespace, bench: "Bench") -> None:
     (args.out / "README.md").write_text(text, encoding="utf-8")
 
 
-def _command(args: argparse.Namespace) -> str:
-    """The command that makes these rows again, as far as it is not the default; of folders the names alone."""
-    words = ["vila-jax", "bench", "budgets", args.model if args.model == NANO else pathlib.PurePath(args.model).name]
-    if args.methods is not None:
-        words += ["--methods", ",".join(args.methods)]
-    if args.keep != list(_KEEPS):
-        words += ["--keep", ",".join(args.keep)]
+def _command(args: argparse.Namespace, bench: "Bench") -> str:
+    """The command that makes all rows anew, as far as it is not the default; of folders the names alone."""
+    from vila_jax.budgets import METHODS
+
+    cases = [row.case for row in bench.rows if row.case.budget is not None]
+    methods = list(dict.fromkeys(case.method for case in cases))
+    keeps = list(dict.fromkeys(str(case.keep) for case in cases if case.keep is not None))
+    words = ["vila-jax", "bench", "budgets", bench.settings["model"]]
+    words += [] if methods == list(METHODS) else ["--methods", ",".join(methods)]
+    words += [] if keeps in ([], list(_KEEPS)) else ["--keep", ",".join(keeps)]
     for name, default in (("batch", 1), ("repeats", 7), ("new-tokens", 33), ("question", _QUESTION), ("dtype", None)):
         value = getattr(args, name.replace("-", "_"))
         words += [] if value == default else [f"--{name}", str(value)]

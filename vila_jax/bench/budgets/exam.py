@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from vila_jax.bench.budgets.rows import Bench, Marks, Row
 from vila_jax.bench.budgets.store import Store
-from vila_jax.errors import BudgetError
+from vila_jax.errors import VilaError
 from vila_jax.exam.examiner import Examiner
 from vila_jax.exam.items import Item, Reply
 
@@ -28,7 +28,7 @@ def examine(
         on_step(f"exam {number} of {len(bench.rows)}: {row.case.name}")
         try:
             replies = examiner.budgeted(items, row.case.budget)
-        except BudgetError as error:
+        except VilaError as error:
             store.put(Row(row.case, refused=str(error)))
         else:
             store.put(dataclasses.replace(row, marks=_marks(replies)))

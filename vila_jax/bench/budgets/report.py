@@ -92,8 +92,11 @@ def _title(rows: Sequence[Row]) -> str:
 
 def _verdict(bench: Bench, ranked: Sequence[Row], group: str) -> str:
     best, *others = ranked
-    equal = [row for row in others if not bench.difference(best, row, group).sure]
-    sentences = [f"**{group.capitalize()} questions.** `{best.case.method}` answers most; {_as_good(equal)}."]
+    sentences = [f"**{group.capitalize()} questions.**"]
+    if others:
+        equal = [row for row in others if not bench.difference(best, row, group).sure]
+        rest = f"not surely worse: {_listed(equal)}" if equal else "all others are surely worse"
+        sentences.append(f"`{best.case.method}` answers most; {rest}.")
     for baseline in (row for row in ranked if row.case.method in BASELINES):
         beaten = [
             row
@@ -103,10 +106,6 @@ def _verdict(bench: Bench, ranked: Sequence[Row], group: str) -> str:
         if beaten:
             sentences.append(f"`{baseline.case.method}` surely beats {_listed(beaten)}.")
     return " ".join(sentences)
-
-
-def _as_good(equal: Sequence[Row]) -> str:
-    return f"not surely worse: {_listed(equal)}" if equal else "all others are surely worse"
 
 
 def _listed(rows: Sequence[Row]) -> str:

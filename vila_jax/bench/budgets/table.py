@@ -10,13 +10,14 @@ from vila_jax.bench.budgets.rows import Bench, Cost, Marks, Row, Spread
 from vila_jax.exam.items import GROUPS
 
 NOTE = (
-    "Medians of interleaved repeats, after ± half the distance from the least to the greatest. Counts are those of one "
-    "picture, times those of the whole batch. FLOPs: 2 m k n for every product of [m, k] and [k, n] in the programs as "
-    "they run (a multiply-add is two), convolutions alike, padding to static sizes and masked attention included, and "
-    "nothing else. ViT: the vision tower, with what the budget reads of it. Selector: the choice by itself, which runs "
-    "as part of the program that projects; a budget inside the tower or the decoder is part of these. KV: the cache as "
-    "it lies in memory. TTFT: wall time from opened picture and prompt to the first token. Compile: all programs of "
-    "the request, from nothing."
+    "Tokens: visual ones that the decoder is given; a budget inside the decoder drops some of them later. Times: "
+    "medians of interleaved repeats, after ± half the distance from the least to the greatest, of a whole batch; "
+    "counts are those of one picture. FLOPs: 2 m k n for every product of [m, k] and [k, n] in the programs as they "
+    "run (a multiply-add is two), convolutions alike, padding to static sizes and masked attention included, and "
+    "nothing else. ViT: the vision tower, with what the budget reads of it. Selector: the choice by itself, which "
+    "runs as part of the program that projects; a budget inside the tower or the decoder is part of these. KV: the "
+    "cache as it lies in memory. TTFT: wall time from opened picture and prompt to the first token. Compile: all "
+    "programs of the request, from nothing."
 )
 """What the columns mean."""
 
