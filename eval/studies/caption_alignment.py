@@ -53,7 +53,7 @@ class Settings:
 
 
 _FLICKR = Settings("Flickr8k", train=6000, test=2000, steps=3000, shape=Shape(), keep=16)
-_SCENES = dataclasses.replace(_FLICKR, data="drawn scenes", train=3000, test=500, steps=700)
+_SCENES = dataclasses.replace(_FLICKR, data="drawn scenes", train=3000, test=500, steps=600)
 _QUICK = dataclasses.replace(
     _SCENES, train=24, test=8, steps=3, rounds=2, keep=4, shape=Shape(patch=28, width=16, heads=2, after=1)
 )
@@ -144,7 +144,7 @@ def _batches(data: Data, seed: int) -> Iterator[Batch]:
     own = [np.flatnonzero(data.corpus.owners == i) for i in range(len(data.corpus.photos))]
     for chosen in epochs(len(own), min(_BATCH, len(own)), seed):
         captions = [own[i][rng.integers(len(own[i]))] for i in chosen]
-        yield Batch(data.corpus.photos[chosen], data.words[captions])
+        yield Batch(jnp.asarray(data.corpus.photos[chosen]), jnp.asarray(data.words[captions]))
 
 
 def _loss(keep: Keep | None) -> Any:

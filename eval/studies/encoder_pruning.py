@@ -49,9 +49,9 @@ class Settings:
     shape: Shape
     train: int = 4000
     test: int = 1000
-    steps: int = 200
+    steps: int = 300
     learning_rate: float = 3e-3
-    ratio: float = 0.6
+    ratio: float = 0.65
     seeds: int = 3
     rounds: int = 30
 
@@ -105,7 +105,7 @@ def _run(settings: Settings, kind: str, seed: int, train: Examples, test: Exampl
 
 def _train(settings: Settings, rule: Rule, seed: int, train: Examples) -> Split:
     def loss(model: PrunedEncoder, batch: Examples, key: Array) -> Float[Array, ""]:
-        logits, _ = model(batch.pictures, rule, key)
+        logits, _ = model(jnp.asarray(batch.pictures), rule, key)
         return optax.sigmoid_binary_cross_entropy(logits, batch.answers.astype(logits.dtype)).mean()
 
     def batches() -> Iterator[Examples]:
