@@ -10,24 +10,27 @@ from typing import Any
 
 import vila_jax
 
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "scikit-learn")
-BEGIN, END = "<!-- begin: written by `python -m eval nano` -->", "<!-- end -->"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "scikit-learn")
+_BEGIN, END = "<!-- begin: written by `{by}` -->", "<!-- end -->"
+BEGIN = _BEGIN.format(by="python -m eval nano")
 
 
-def circumstances(model: Path, command: str, seconds: float) -> dict[str, Any]:
-    """Date, command, machine, versions, and the fingerprint of the weights."""
+def circumstances(model: Path | None, command: str, seconds: float) -> dict[str, Any]:
+    """Date, command, machine, versions, and the fingerprint of the weights where a model was read."""
     import jax
 
     versions = {"vila_jax": vila_jax.__version__, "python": platform.python_version()}
-    return {
+    facts = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": command,
         "seconds": round(seconds, 1),
         "machine": f"{_processor()}, {os.cpu_count()} cores",
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
         "versions": versions | {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "weights_sha256": hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest(),
     }
+    if model is not None:
+        facts["weights_sha256"] = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    return facts
 
 
 def _processor() -> str:
@@ -38,14 +41,18 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def insert(page: Path, section: str) -> None:
+def insert(page: Path, section: str, *, by: str = "python -m eval nano") -> None:
     """Puts a section between the two marks of a page, in place of what is there.
 
     A page that does not exist is begun; to one without marks they are added at the end.
+
+    Args:
+      by: the command that writes the section; the first mark names it.
     """
+    begin = _BEGIN.format(by=by)
     text = page.read_text(encoding="utf-8") if page.exists() else f"# {page.stem}\n"
-    if BEGIN not in text or END not in text.partition(BEGIN)[2]:
-        text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
+    if begin not in text or END not in text.partition(begin)[2]:
+        text = f"{text.rstrip()}\n\n{begin}\n{END}\n"
+    before, _, rest = text.partition(begin)
     after = rest.partition(END)[2]
-    page.write_text(f"{before}{BEGIN}\n\n{section.strip()}\n\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{begin}\n\n{section.strip()}\n\n{END}{after}", encoding="utf-8")
