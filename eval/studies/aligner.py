@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from eval.studies.encoder import (
@@ -89,10 +90,7 @@ class Aligner(nnx.Module):
             x = block(x)
         scores = self.scorer(self.score_norm(x))[:, :, 0]
         if keep is not None:
-            if keep.by == "random" and key is None:
-                raise ValueError("a random choice needs a key")
-            ranked = scores if keep.by == "score" else jax.random.uniform(key, scores.shape)
-            chosen = best(ranked, keep.count)
+            chosen = best(_ranking(keep, scores, key), keep.count)
             x = jnp.take_along_axis(x, chosen[:, :, None], axis=1)
             scores = jnp.take_along_axis(scores, chosen, axis=1)
         for block in self.after:
@@ -111,8 +109,16 @@ class Aligner(nnx.Module):
         return _SHARPNESS * jnp.exp(self.log_sharpness[...])[None] * (photos @ self.form[...] @ captions.T)
 
 
-def _identity(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    return jnp.eye(*shape, dtype=dtype)
+def _ranking(keep: Keep, scores: Float[Array, "B T"], key: Array | None) -> Float[Array, "B T"]:
+    if keep.by == "score":
+        return scores
+    if key is None:
+        raise ValueError("a random choice needs a key")
+    return jax.random.uniform(key, scores.shape)
+
+
+def _identity(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    return jnp.eye(shape[0], dtype=dtype)
 
 
 def _unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:

@@ -28,6 +28,7 @@ from vila_jax.cli.cache import enable_compile_cache
 SUMMARY = "patches kept by a learned scorer, aligned with captions by a bilinear form: Flickr8k, or drawn scenes"
 
 _BATCH = 64
+_AT_ONCE = 250  # examples, outside of training; divides the numbers below, so that one program does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Settings:
 
 
 _FLICKR = Settings("Flickr8k", train=6000, test=2000, steps=3000, shape=Shape(), keep=16)
-_SCENES = dataclasses.replace(_FLICKR, data="drawn scenes", train=3000, test=500, steps=700)
+_SCENES = dataclasses.replace(_FLICKR, data="drawn scenes", train=3000, test=500, steps=600)
 _QUICK = dataclasses.replace(
     _SCENES, train=24, test=8, steps=3, rounds=2, keep=4, shape=Shape(patch=28, width=16, heads=2, after=1)
 )
@@ -143,7 +144,7 @@ def _batches(data: Data, seed: int) -> Iterator[Batch]:
     own = [np.flatnonzero(data.corpus.owners == i) for i in range(len(data.corpus.photos))]
     for chosen in epochs(len(own), min(_BATCH, len(own)), seed):
         captions = [own[i][rng.integers(len(own[i]))] for i in chosen]
-        yield Batch(data.corpus.photos[chosen], data.words[captions])
+        yield Batch(jnp.asarray(data.corpus.photos[chosen]), jnp.asarray(data.words[captions]))
 
 
 def _loss(keep: Keep | None) -> Any:
@@ -157,8 +158,8 @@ def _all_scores(model: Split, keep: Keep | None, data: Data) -> Float[np.ndarray
     graph, state = model
     photo = jax.jit(lambda state, photos: nnx.merge(graph, state).photos(photos, keep, jax.random.key(1)))
     caption = jax.jit(lambda state, words: nnx.merge(graph, state).captions(words))
-    photos = over_batches(functools.partial(photo, state), 4 * _BATCH, data.corpus.photos)
-    captions = over_batches(functools.partial(caption, state), 16 * _BATCH, data.words)
+    photos = over_batches(functools.partial(photo, state), _AT_ONCE, data.corpus.photos)
+    captions = over_batches(functools.partial(caption, state), 2 * _AT_ONCE, data.words)
     return np.asarray(nnx.merge(graph, state).scores(jnp.asarray(photos), jnp.asarray(captions)))
 
 

@@ -37,7 +37,7 @@ class Row:
     train: Timing
     recall: Mapping[str, Estimate]
     difference: Mapping[str, Estimate]
-    lossyness: Mapping[str, Estimate]
+    lossyness: Mapping[str, Estimate | None]
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -54,7 +54,7 @@ def tables(rows: Sequence[Row]) -> str:
         (
             name,
             *(row.difference[name].percent(sign=True) for row in others),
-            *(row.lossyness[name].text() for row in others),
+            *(_text(row.lossyness[name]) for row in others),
         )
         for name in base.recall
     ]
@@ -73,6 +73,10 @@ def _costs(row: Row, base: Row) -> tuple[str, ...]:
         for own, other in ((row.encode, base.encode), (row.train, base.train))
     ]
     return (FORMS[row.form], str(row.tokens), *numbers, *times)
+
+
+def _text(lossyness: Estimate | None) -> str:
+    return "undefined" if lossyness is None else lossyness.text()
 
 
 def _in_brackets(ratio: float) -> str:
@@ -115,6 +119,6 @@ def _draw_cost(axes: Any, rows: Sequence[Row]) -> None:
     drawn = axes.bar(range(len(measures)), [100 * ratio for ratio in measures.values()], width=0.6, color=shades)
     axes.bar_label(drawn, fmt="%.0f", fontsize=8, padding=2)
     axes.axhline(100, color="#2c8f4e", linewidth=1)
-    axes.set_ylim(0, 120)
+    axes.set_ylim(0, 120 * max(1, *measures.values()))
     axes.set_xticks(range(len(measures)), list(measures), fontsize=7)
     axes.set_title("learned scorer: cost, % of all patches", loc="left", fontsize=10)

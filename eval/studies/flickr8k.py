@@ -124,7 +124,10 @@ def load(listing: Listing, side: int) -> tuple[Corpus, Problems]:
     Raises:
       VilaError: not one photo can be read.
     """
-    photos, captions, owners, damaged = [], [], [], 0
+    photos: list[np.ndarray] = []
+    captions: list[str] = []
+    owners: list[int] = []
+    damaged = 0
     for path, own in listing.photos.items():
         try:
             photo = open_image(path).resize((side, side), Image.Resampling.BICUBIC)

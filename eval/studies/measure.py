@@ -1,6 +1,7 @@
 """Confidence intervals by bootstrap, and times measured side by side."""
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float
+
+from vila_jax.errors import VilaError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +65,15 @@ def paired(own: Float[np.ndarray, "S N"], baseline: Float[np.ndarray, "S N"]) ->
     return bootstrap(own - baseline)
 
 
-def lossyness(own: Float[np.ndarray, "S N"], baseline: Float[np.ndarray, "S N"]) -> Estimate:
-    """`1 - own / baseline` of two means; below zero where the optimised model is the better one."""
-    return bootstrap(own, baseline, statistic=lambda own, baseline: float(1 - own / baseline) if baseline else 0.0)
+def lossyness(own: Float[np.ndarray, "S N"], baseline: Float[np.ndarray, "S N"]) -> Estimate | None:
+    """`1 - own / baseline` of two means, paired: below zero where the optimised model is the better one.
+
+    None where the baseline is zero, or may well be: where it is zero in one of the bootstrap samples.
+    """
+    found = bootstrap(
+        own, baseline, statistic=lambda own, baseline: float(1 - own / baseline) if baseline else math.nan
+    )
+    return None if math.isnan(found.mean + found.low + found.high) else found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,4 +119,6 @@ def time_side_by_side(calls: Mapping[str, Callable[[], Any]], rounds: int) -> di
 def xla_flops(function: Callable[..., Any], *args: Any) -> float:
     """Operations of the compiled program by XLA's own count, which holds norms, softmax and activations as well."""
     analysis = jax.jit(function).lower(*args).compile().cost_analysis()
+    if analysis is None:
+        raise VilaError("XLA does not count the operations of its programs on this device", fix="Use a CPU.")
     return float(analysis["flops"])

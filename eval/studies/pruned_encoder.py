@@ -112,7 +112,7 @@ def geometric(shape: Shape, ratio: float) -> tuple[int, ...]:
 
 
 def calibrate(
-    model: Split, pictures: UInt8[np.ndarray, "B h w 3"], counts: Sequence[int], *, batch: int = 256
+    model: Split, pictures: UInt8[np.ndarray, "B h w 3"], counts: Sequence[int], *, batch: int = 250
 ) -> Threshold:
     """Levels at which the threshold form keeps `counts` tokens of these pictures in the mean, layer by layer."""
     graph, state = model
