@@ -7,7 +7,7 @@ import warnings
 from types import ModuleType
 
 import vila_jax
-from vila_jax.cli import ask, bench, convert, demo, doctor, exits, inspect, terminal, tokens
+from vila_jax.cli import ask, bench, convert, demo, doctor, exits, inspect, prune, terminal, tokens
 from vila_jax.heap import keep_freed_memory
 
 COMMANDS: dict[str, ModuleType] = {
@@ -16,6 +16,7 @@ COMMANDS: dict[str, ModuleType] = {
     "inspect": inspect,
     "tokens": tokens,
     "convert": convert,
+    "prune": prune,
     "bench": bench,
     "doctor": doctor,
 }
