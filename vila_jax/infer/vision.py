@@ -149,12 +149,17 @@ def visual_tokens(
             table = jnp.concatenate([table, mean_rows(table, pools).astype(table.dtype)])
         return VisualTokens(table, None)
     chosen = select(model, encoded, cells, scales, pictures, spec)
-    visual = model.project(_tokens(cells, encoded, chosen, pictures, spec))
+    visual = model.project(_tokens(cells, encoded, chosen, scales, pictures, spec))
     return VisualTokens(visual.reshape(-1, visual.shape[-1]), chosen.valid.reshape(-1))
 
 
 def _tokens(
-    cells: Float[Array, "Q M Dm"], encoded: Encoded, chosen: Selection, pictures: Pictures, spec: Spec
+    cells: Float[Array, "Q M Dm"],
+    encoded: Encoded,
+    chosen: Selection,
+    scales: Scales | None,
+    pictures: Pictures,
+    spec: Spec,
 ) -> Float[Array, "I K Dm"]:
     """The chosen cells, or the sums that were chosen; see `Selection`."""
     if chosen.weights is None:
@@ -164,9 +169,23 @@ def _tokens(
     own = cells[pictures.tiles]
     own = own.reshape(own.shape[0], -1, own.shape[-1])
     if CLASS_TOKEN in spec.wanted:
-        own = jnp.concatenate([own, encoded.intermediates[CLASS_TOKEN][pictures.tiles]], axis=1)
-    merged = jnp.einsum("IKM,IMD->IKD", chosen.weights, own, preferred_element_type=jnp.float32)
+        classes = _class_cells(encoded, scales, spec.config.projector.window)[pictures.tiles]
+        own = jnp.concatenate([own, classes[:, :, 0]], axis=1)
+    merged = jnp.einsum("IKM,IMD->IKD", chosen.weights, own.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
     return merged.astype(cells.dtype)
+
+
+def _class_cells(encoded: Encoded, scales: Scales | None, window: int) -> Float[Array, "Q 1 Dm"]:
+    """The class token of every tile as a cell: as if all patches of the cell were the class token.
+
+    With scales the class tokens of a block are, scale by scale, the mean over its patches of those of their tiles.
+    """
+    tokens = encoded.intermediates[CLASS_TOKEN]
+    if scales is not None:
+        everywhere = jnp.broadcast_to(tokens, (tokens.shape[0], encoded.features.shape[1], tokens.shape[2]))
+        blocks = compose(everywhere, scales.tiles, scales.index)
+        tokens = jnp.mean(blocks.reshape(-1, *blocks.shape[2:]), axis=1, keepdims=True)
+    return jnp.tile(tokens, window**2)
 
 
 def selection(
@@ -196,7 +215,7 @@ def select(
             return model.project(cells)
         found = encoded.intermediates[name]
         if name == CLASS_TOKEN:
-            return found[:, None]
+            return _class_cells(encoded, scales, window)
         return _cell_keys(found, scales, window) if found.ndim == 4 else _cell_scores(found, scales, window)
 
     by_picture = {role: values(name)[pictures.tiles] for role, name in spec.roles.items()}
