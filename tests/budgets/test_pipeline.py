@@ -26,6 +26,12 @@ N = SIDE**2
 SPECS = [
     "hired:0.3",
     "hired:12,alpha=0.7",
+    "pool:0.3",
+    "pool:12",
+    "prumerge:0.3",
+    "prumerge:12,sort=score,neighbours=3",
+    "prumerge+:0.3",
+    "prumerge+:12,top=2,stride=5",
     "random:0.3",
     "random:12,seed=5",
     "visionzip:0.3",

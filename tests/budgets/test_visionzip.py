@@ -53,7 +53,7 @@ def test_siglip(share):
 
 @pytest.mark.parametrize(("name", "grid"), [("2x2", (2, 2)), ("w3h1", (1, 3))])
 def test_anyres_order(name, grid):
-    """The reference's numbers are `partition * 1000 + slot`: 0 the class token, then 20 dominants, then 4 contextual."""
+    """The reference's numbers are `partition * 1000 + slot`: 0 the class token, 20 dominants, 4 contextual."""
     golden = np.load(GOLDEN / "visionzip_anyres_order.npz")
     geometry = TileGeometry(24, (336 * grid[0], 336 * grid[1]), grid)
     order = make_plan(Step.parse("visionzip:0.5"), geometry, geometry.num_tiles).extra["order"]

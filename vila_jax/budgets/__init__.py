@@ -17,7 +17,7 @@ Axes of this room: `I` images, `P` tiles of an image (padded to `max_tiles`), `N
 of an image, `K` slots.  A patch is named by its flat index `tile * N + patch`, as in `vila_jax.vision.geometry`.
 """
 
-from vila_jax.budgets.count import capacity, total_tokens
+from vila_jax.budgets.count import capacity, most_tokens, total_tokens
 from vila_jax.budgets.method import Method, Plan, Stage, TokenMethod
 from vila_jax.budgets.pipeline import make_plan, required_intermediates, select_tokens, stack_plans
 from vila_jax.budgets.registry import METHODS
@@ -35,6 +35,7 @@ __all__ = [
     "TokenMethod",
     "capacity",
     "make_plan",
+    "most_tokens",
     "required_intermediates",
     "select_tokens",
     "stack_plans",

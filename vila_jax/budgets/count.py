@@ -19,12 +19,25 @@ def total_tokens(step: Step, geometry: TileGeometry) -> int:
       BudgetError: more tokens are asked for than the picture has.
     """
     rule = step.token_method
-    available = int(rule.candidates(geometry).sum())
+    return rule.total(_asked(step, geometry, int(rule.candidates(geometry).sum())), geometry)
+
+
+def most_tokens(step: Step, geometry: TileGeometry) -> int:
+    """Tokens that a step of the stage `picture` pays for, of a picture that has this geometry without it.
+
+    As many as `total_tokens` of a method that may keep any real patch.
+
+    Raises:
+      BudgetError: more tokens are asked for than the picture has.
+    """
+    return _asked(step, geometry, int(geometry.real().sum()))
+
+
+def _asked(step: Step, geometry: TileGeometry, available: int) -> int:
     if isinstance(step.keep, int):
         _check_available(step.keep, available, f"a picture of {geometry.num_tiles} tile(s)")
-        return rule.total(step.keep, geometry)
-    asked = max(1, min(int(geometry.num_tiles * geometry.patches_per_tile * step.keep), available))
-    return rule.total(asked, geometry)
+        return step.keep
+    return max(1, min(int(geometry.num_patches * step.keep), available))
 
 
 def capacity(step: Step, max_tiles: int, patches_per_tile: int) -> int:

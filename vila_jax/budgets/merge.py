@@ -78,7 +78,8 @@ def nearness(
     own = jnp.take_along_axis(flat, jnp.maximum(patch, 0)[:, :, None], axis=1)
     cosine = jnp.einsum("IKW,IMW->IKM", own, flat, precision=jax.lax.Precision.HIGHEST)
     tile = jnp.arange(flat.shape[1], dtype=jnp.int32) // per_tile
-    near = (patch[:, :, None] // per_tile == tile[None, None]) & (patch[:, :, None] >= 0) & candidates.reshape(images, 1, -1)
+    same = (patch[:, :, None] // per_tile == tile[None, None]) & (patch[:, :, None] >= 0)
+    near = same & candidates.reshape(images, 1, -1)
     return jnp.where(near, jnp.where(jnp.isnan(cosine), -2.0, cosine), -jnp.inf)
 
 

@@ -3,13 +3,27 @@
 import difflib
 from collections.abc import Iterable
 
+from vila_jax.budgets.downsample import Downsample
 from vila_jax.budgets.hired import Hired
 from vila_jax.budgets.method import Method
+from vila_jax.budgets.pool import Pool
+from vila_jax.budgets.prumerge import PruMerge, PruMergePlus
 from vila_jax.budgets.random import Random
 from vila_jax.budgets.visionzip import VisionZip
 from vila_jax.errors import BudgetError
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Hired, Random, VisionZip)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Downsample,
+        Hired,
+        Pool,
+        PruMerge,
+        PruMergePlus,
+        Random,
+        VisionZip,
+    )
+}
 
 
 def get(name: str) -> type[Method]:
