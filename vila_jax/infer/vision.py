@@ -100,19 +100,50 @@ class VisualTokens(NamedTuple):
 
 
 def encode_tiles(
-    graphdef: nnx.GraphDef, state: nnx.State, pixels: Float[Array, "R 3 h w"], *, dtype: str, wanted: tuple[str, ...]
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    pixels: tuple[Float[Array, "_ 3 _ _"], ...],
+    *,
+    dtype: str,
+    wanted: tuple[str, ...],
 ) -> Encoded:
-    """Runs the tower, in `dtype`, over the tiles of all pictures; `wanted` names intermediates."""
+    """Runs the tower, in `dtype`, over the tiles of all pictures; `wanted` names intermediates.
+
+    Tiles come in one array for each size. The patches of smaller ones stand in the upper left corner of a whole tile,
+    the others are zero.
+    """
     model = nnx.merge(graphdef, state)
+    embeddings = model.vision_tower.embeddings
 
     def encode(tiles: Float[Array, "r 3 h w"]) -> Encoded:
-        return Encoded(*model.encode(tiles.astype(dtype), wanted))
+        encoded = Encoded(*model.encode(tiles.astype(dtype), wanted))
+        side = tiles.shape[2] // embeddings.patch_size
+        return encoded if side == embeddings.side else _in_corner(encoded, side, embeddings.side)
 
-    if jax.default_backend() != "cpu":
-        return encode(pixels)
-    # One tile keeps a CPU busy; with five, up to half the time goes into fresh memory for their attention scores.
-    by_tile = jax.lax.map(lambda tile: encode(tile[None]), pixels)
-    return jax.tree.map(lambda x: x[:, 0], by_tile)
+    def encode_all(tiles: Float[Array, "r 3 h w"]) -> Encoded:
+        if jax.default_backend() != "cpu":
+            return encode(tiles)
+        # One tile keeps a CPU busy; with five, up to half the time goes into fresh memory for their attention scores.
+        by_tile = jax.lax.map(lambda tile: encode(tile[None]), tiles)
+        return jax.tree.map(lambda x: x[:, 0], by_tile)
+
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *(encode_all(tiles) for tiles in pixels))
+
+
+def _in_corner(encoded: Encoded, side: int, whole: int) -> Encoded:
+    """From tiles of `side` x `side` patches to such of `whole` x `whole`, filled up with zeros."""
+
+    def fill(values: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+        before, after = values.shape[:axis], values.shape[axis + 1 :]
+        grid = values.reshape(*before, side, side, *after)
+        missing = [(0, whole - side) if i in (axis, axis + 1) else (0, 0) for i in range(grid.ndim)]
+        return jnp.pad(grid, missing).reshape(*before, whole * whole, *after)
+
+    found = {
+        name: value if name == CLASS_TOKEN else fill(value, 1 if value.ndim == 4 else 2)
+        for name, value in encoded.intermediates.items()
+    }
+    return Encoded(fill(encoded.features, 1), found)
 
 
 def block_features(encoded: Encoded, scales: Scales | None) -> Float[Array, "R N Dv"]:
