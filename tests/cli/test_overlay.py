@@ -160,7 +160,7 @@ def test_scales_in_a_single_block():
 
 
 def test_a_smaller_tile_is_shown_small():
-    _, preprocessor, image = _prepared(28, 28, "llava")
+    _, preprocessor, _ = _prepared(28, 28, "llava")
     small = preprocessor.within((28, 28), 10)
     [view] = overlay.make_views(small(_noise(28, 28)), small)
     assert view.pixels.shape == (3 * PATCH, 3 * PATCH, 3) and view.cells.tolist() == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]

@@ -93,7 +93,7 @@ def test_one_compilation_for_each_size(model, count_compilations):
 @pytest.mark.parametrize(
     ("name", "keep", "tokens"),
     [
-        ("nvila_lite_qwen2_dynamic", "0.6", 12),  # of 6 tiles of 4 cells, 14 are asked for: 1 x 2 and an overview
+        ("nvila_lite_qwen2_dynamic", "0.8", 12),  # of 4 tiles of 4 cells: 1 x 2 of them, and an overview
         ("nvila_lite_qwen2_dynamic", "4", 4),
         ("nvila_lite_qwen2_dynamic", "3", 1),
         ("vila15_llama_siglip", "0.5", 1),  # one of 2 x 2 cells
