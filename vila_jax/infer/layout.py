@@ -262,12 +262,12 @@ class Planner:
             slots = self._slots(step, geometries)
             totals = [total_tokens(step, geometry) for geometry in geometries]
             return [[i * slots + np.arange(total, dtype=np.int32)] for i, total in enumerate(totals)]
-        newline = self._newline(budget, self._num_rows(geometries) * self.tokens_per_tile)
+        newline = self._num_rows(geometries) * self.tokens_per_tile
         firsts = self._first_tiles(geometries) * self.tokens_per_tile
         return [
             [
                 np.where(segment == newline, newline, segment + first).astype(np.int32)
-                for segment in self._segments(geometry, newline)
+                for segment in self._segments(geometry, self._newline(budget, newline))
             ]
             for geometry, first in zip(geometries, firsts, strict=True)
         ]
