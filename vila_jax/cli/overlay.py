@@ -1,6 +1,6 @@
 """A picture of what a token budget keeps: kept patches bright, dropped ones dark, with the count of every tile.
 
-Patches that are merged in one token share a colour and an outline; the one that stands for them has its own colours.
+Patches that are merged in one token share a colour and an outline; the one that stands for them has less of it.
 A token that no patch stands for (all that is left of a tile, say) is grey.
 
     title                                          tokens kept of all
@@ -19,7 +19,7 @@ import colorsys
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from vila_jax.infer.chosen import Chosen
@@ -29,8 +29,8 @@ from vila_jax.vision.vila import VilaPreprocessor
 
 _BACKGROUND, _TEXT, _MUTED, _TRACK = (17, 19, 24), (236, 238, 242), (150, 156, 168), (45, 49, 58)
 _ACCENT, _EDGE = (255, 196, 61), (250, 250, 250)
-_VEIL = 0.42
-"""How much of its token's colour a merged patch has."""
+_VEIL, _THIN_VEIL = 0.42, 0.15
+"""How much of its token's colour a merged patch has, and one that stands for others."""
 _PANEL, _MARGIN, _GAP, _LEAST_WIDTH = 720, 28, 24, 720
 
 Box = tuple[int, int, int, int]
@@ -203,8 +203,7 @@ def _draw_view(view: View, cell: tuple[int, int], chosen: Chosen) -> Image.Image
     token = chosen.clusters[view.cells]
     panel = Image.composite(bright, _darkened(bright), Image.fromarray(np.kron(token >= 0, np.ones(cell, bool))))
     zone = _zones(token, chosen)
-    stands = (token >= 0) & (chosen.indices[token] == view.cells)
-    panel = _tinted(panel, np.where(stands, -1, zone), chosen, cell)
+    panel = _tinted(panel, zone, np.isin(view.cells, chosen.indices), chosen, cell)
     pen = ImageDraw.Draw(panel)
     _outline(pen, zone, cell)
     for i, (top, bottom, left, right) in enumerate(view.tiles):
@@ -224,17 +223,19 @@ def _zones(token: Int[np.ndarray, "rows columns"], chosen: Chosen) -> Int[np.nda
 
 
 def _tinted(
-    panel: Image.Image, token: Int[np.ndarray, "rows columns"], chosen: Chosen, cell: tuple[int, int]
+    panel: Image.Image,
+    zone: Int[np.ndarray, "rows columns"],
+    stands: Bool[np.ndarray, "rows columns"],
+    chosen: Chosen,
+    cell: tuple[int, int],
 ) -> Image.Image:
-    """Every cell of a token (not negative) with some of its colour: one for each, grey where no patch stands for it."""
-    if token.max(initial=-1) < 0:
+    """Merged patches with some of the colour of their token; grey where no patch stands for it."""
+    if zone.max(initial=-1) < 0:
         return panel
     colors = np.array([_token_color(i) if patch >= 0 else _MUTED for i, patch in enumerate(chosen.indices)], np.float32)
-    merged = (token >= 0)[:, :, None]
-    veil = np.where(merged, colors[token], 0)
-    large = [np.repeat(np.repeat(x, cell[0], axis=0), cell[1], axis=1) for x in (veil, merged)]
-    pixels = np.asarray(panel, np.float32)
-    return Image.fromarray(np.where(large[1], (1 - _VEIL) * pixels + _VEIL * large[0], pixels).astype(np.uint8))
+    veil = np.where(zone < 0, 0.0, np.where(stands, _THIN_VEIL, _VEIL))[:, :, None]
+    color, veil = (np.repeat(np.repeat(x, cell[0], axis=0), cell[1], axis=1) for x in (colors[zone], veil))
+    return Image.fromarray(((1 - veil) * np.asarray(panel, np.float32) + veil * color).astype(np.uint8))
 
 
 def _token_color(token: int) -> tuple[int, int, int]:
