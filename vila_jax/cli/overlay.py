@@ -28,11 +28,12 @@ from vila_jax.vision.preprocess import PreprocessConfig, Preprocessor, Processed
 from vila_jax.vision.vila import VilaPreprocessor
 
 _BACKGROUND, _TEXT, _MUTED, _TRACK = (17, 19, 24), (236, 238, 242), (150, 156, 168), (45, 49, 58)
-_ACCENT, _EDGE = (255, 196, 61), (250, 250, 250)
+_ACCENT = (255, 196, 61)
 _VEIL, _THIN_VEIL = 0.42, 0.15
 """How much of its token's colour a merged patch has, and one that stands for others."""
 _PANEL, _MARGIN, _GAP, _LEAST_WIDTH = 720, 28, 24, 720
 
+Color = tuple[int, int, int]
 Box = tuple[int, int, int, int]
 """(top, bottom, left, right), in cells."""
 
@@ -203,9 +204,10 @@ def _draw_view(view: View, cell: tuple[int, int], chosen: Chosen) -> Image.Image
     token = chosen.clusters[view.cells]
     panel = Image.composite(bright, _darkened(bright), Image.fromarray(np.kron(token >= 0, np.ones(cell, bool))))
     zone = _zones(token, chosen)
-    panel = _tinted(panel, zone, np.isin(view.cells, chosen.indices), chosen, cell)
+    colors = [_token_color(i) if patch >= 0 else _MUTED for i, patch in enumerate(chosen.indices)]
+    panel = _tinted(panel, zone, np.isin(view.cells, chosen.indices), colors, cell)
     pen = ImageDraw.Draw(panel)
-    _outline(pen, zone, cell)
+    _outline(pen, zone, colors, cell)
     for i, (top, bottom, left, right) in enumerate(view.tiles):
         box = (left * cell[1], top * cell[0], right * cell[1] - 1, bottom * cell[0] - 1)
         if len(view.tiles) > 1:
@@ -226,19 +228,18 @@ def _tinted(
     panel: Image.Image,
     zone: Int[np.ndarray, "rows columns"],
     stands: Bool[np.ndarray, "rows columns"],
-    chosen: Chosen,
+    colors: list[Color],
     cell: tuple[int, int],
 ) -> Image.Image:
-    """Merged patches with some of the colour of their token; grey where no patch stands for it."""
+    """Merged patches with some of the colour of their token."""
     if zone.max(initial=-1) < 0:
         return panel
-    colors = np.array([_token_color(i) if patch >= 0 else _MUTED for i, patch in enumerate(chosen.indices)], np.float32)
     veil = np.where(zone < 0, 0.0, np.where(stands, _THIN_VEIL, _VEIL))[:, :, None]
-    color, veil = (np.repeat(np.repeat(x, cell[0], axis=0), cell[1], axis=1) for x in (colors[zone], veil))
+    color, veil = (np.repeat(np.repeat(x, cell[0], axis=0), cell[1], axis=1) for x in (np.array(colors)[zone], veil))
     return Image.fromarray(((1 - veil) * np.asarray(panel, np.float32) + veil * color).astype(np.uint8))
 
 
-def _token_color(token: int) -> tuple[int, int, int]:
+def _token_color(token: int) -> Color:
     """Neighbours in the sequence are far apart on the colour wheel: steps of the golden ratio."""
     hue = token * 0.618034 % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.8, 1.0)
@@ -251,7 +252,9 @@ def _darkened(image: Image.Image) -> Image.Image:
     return Image.fromarray((0.20 * color + 0.10 * gray + 4).astype(np.uint8))
 
 
-def _outline(pen: ImageDraw.ImageDraw, zone: Int[np.ndarray, "rows columns"], cell: tuple[int, int]) -> None:
+def _outline(
+    pen: ImageDraw.ImageDraw, zone: Int[np.ndarray, "rows columns"], colors: list[Color], cell: tuple[int, int]
+) -> None:
     """Lines around what is kept: where patches of different zones meet (see `_zones`), on the side of the kept one."""
     height, width = cell
     framed = np.pad(zone, 1, constant_values=-3)
@@ -268,7 +271,7 @@ def _outline(pen: ImageDraw.ImageDraw, zone: Int[np.ndarray, "rows columns"], ce
         )
         for other, line in sides:
             if other != own:
-                pen.line(line, _ACCENT if own == -1 else _EDGE)
+                pen.line(line, _ACCENT if own == -1 else colors[own])
 
 
 def _badge(panel: Image.Image, corner: tuple[int, int], text: str) -> None:
