@@ -23,6 +23,7 @@ from vila_jax.hf.load import OnTensor, load_state
 from vila_jax.infer.answers import Answers, Generation, Row
 from vila_jax.infer.engine import Engine, OnCompile
 from vila_jax.infer.layout import Medium, Request
+from vila_jax.infer.pictures import limit_of, prepare
 from vila_jax.infer.sampler import SamplingOptions
 from vila_jax.text.messages import VideoSource, fill_images
 from vila_jax.text.prompts import PromptForm
@@ -220,7 +221,11 @@ class Model:
 
     def count_tokens(self, image_size: tuple[int, int], budget: BudgetLike = OWN) -> int:
         """Visual tokens of a picture of (height, width) pixels; no pixel is needed."""
-        return self.engine.planner.visual_count(self.preprocessor.geometry(image_size), self._budget(budget))
+        chosen = self._budget(budget)
+        geometry = self.preprocessor.geometry(image_size)
+        if (limit := limit_of(chosen)) is not None:
+            geometry = self.preprocessor.within(image_size, limit(geometry)).geometry(image_size)
+        return self.engine.planner.visual_count(geometry, chosen)
 
     def _budget(self, budget: BudgetLike) -> Budget | None:
         if budget == OWN:
@@ -259,7 +264,7 @@ class Model:
         opened = [self._frames(s) if isinstance(s, VideoSource) else [open_image(s)] for s in sources]
         videos = [isinstance(source, VideoSource) for source in sources]
         text = write(prompt, [len(own) if video else None for own, video in zip(opened, videos, strict=True)])
-        media = self._prepared(opened, videos)
+        media = self._prepared(opened, videos, budget)
         pictures = [medium for medium in media if isinstance(medium, ProcessedImage)]
         segments = [self.engine.planner.segments(picture.geometry, budget) for picture in pictures]
         return EncodedPrompt(self.form.encode(text, segments), media)
@@ -277,13 +282,14 @@ class Model:
             return open_frames(video.source, video.num_frames)
         return open_frames(video.source, self.config.video.num_frames, fps=self.config.video.fps)
 
-    def _prepared(self, opened: list[list[Image.Image]], videos: list[bool]) -> list[Medium]:
+    def _prepared(self, opened: list[list[Image.Image]], videos: list[bool], budget: Budget | None) -> list[Medium]:
         """The pictures of a prompt, and its videos: pooled ones whole, of others every frame as a picture."""
         tsp, preprocessor = self.config.video.tsp, self.preprocessor
         if tsp is None or not any(videos):
-            return list(preprocessor.pictures([image for own in opened for image in own]))
+            return list(prepare(preprocessor, [image for own in opened for image in own], budget))
         assert isinstance(preprocessor, VilaPreprocessor)
-        pictures = iter(preprocessor.pictures([own[0] for own, video in zip(opened, videos, strict=True) if not video]))
+        shown = [own[0] for own, video in zip(opened, videos, strict=True) if not video]
+        pictures = iter(prepare(preprocessor, shown, budget))
         for number, frames in enumerate(own for own, video in zip(opened, videos, strict=True) if video):
             tsp.check_frames(len(frames), where=f"video {number}")
         return [

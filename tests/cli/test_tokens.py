@@ -78,3 +78,15 @@ def test_broken_requests(vila_jax_cli, llava, photo, tmp_path, monkeypatch, chan
     assert (code, out) == (expected, "")
     assert named in err
     assert not list(tmp_path.iterdir())
+
+
+def test_merged_tokens_are_counted_where_they_come_from(vila_jax_cli, llava_next, wide_photo, tmp_path):
+    arguments = ("--image", wide_photo, "--out", tmp_path / "a.png")
+    specs = ("visionzip:12", "prumerge:0.25", "prumerge+:0.25", "pool:12", "downsample:16")
+    budgets = [word for spec in specs for word in ("--budget", spec)]
+    code, text, err = vila_jax_cli("tokens", llava_next, *arguments, *budgets, "--json")
+    assert (code, err) == (0, "")
+    rows = json.loads(text)["budgets"]
+    assert [row["kept"] for row in rows] == [12, 12, 12, 12, 16]
+    assert [sum(row["kept_per_tile"]) for row in rows] == [12, 12, 12, 12, 16]
+    assert [len(row["kept_per_tile"]) for row in rows] == [3, 3, 3, 3, 1]

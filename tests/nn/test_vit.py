@@ -84,18 +84,32 @@ def test_hidden_states(name):
 
 
 @pytest.mark.parametrize("name", TOWERS)
+def test_smaller_tiles(name):
+    """Positions lie between the trained ones, as in transformers."""
+    oracle, *ours = towers(name)
+    smaller = tiles(name)[:, :, :21, :21]
+    states, _ = encode(*ours, smaller)
+    with torch.no_grad():
+        expected = oracle(torch.from_numpy(smaller), output_hidden_states=True, interpolate_pos_encoding=True)
+    for state, theirs in zip(states, expected.hidden_states, strict=True):
+        close(state, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", TOWERS)
 def test_intermediates(name):
     oracle, *ours = towers(name)
-    keys = []
+    keys, queries = [], []
     hooks = [
-        block.self_attn.k_proj.register_forward_hook(lambda _module, _input, output: keys.append(output))
+        projection.register_forward_hook(lambda _module, _input, output, into=into: into.append(output))
         for block in oracle.encoder.layers
+        for projection, into in ((block.self_attn.k_proj, keys), (block.self_attn.q_proj, queries))
     ]
     with torch.no_grad():
         attentions = oracle(torch.from_numpy(tiles(name)), output_attentions=True).attentions
     for hook in hooks:
         hook.remove()
-    kinds = ("received_attention", "keys", *(["cls_attention"] if has_class(name) else []))
+    own = ("cls_attention", "flat_cls_attention") if has_class(name) else ()
+    kinds = ("received_attention", "flat_received_attention", "keys", *own)
     wanted = tuple(f"{kind}/{i}" for kind in kinds for i in range(depth_of(name)))
     _, found = encode(*ours, tiles(name), wanted)
     assert sorted(found) == sorted(wanted)
@@ -103,8 +117,11 @@ def test_intermediates(name):
         first = int(has_class(name))
         close(found[f"keys/{i}"], keys[i].unflatten(-1, (3, -1))[:, first:], atol=2e-5)
         close(found[f"received_attention/{i}"], attentions[i].mean(2)[:, :, first:], atol=1e-5)
+        flat = (queries[i] @ keys[i].mT * keys[i].shape[-1] ** -0.5).softmax(-1)
+        close(found[f"flat_received_attention/{i}"], flat.mean(1)[:, None, first:], atol=1e-5)
         if has_class(name):
             close(found[f"cls_attention/{i}"], attentions[i][:, :, 0, 1:], atol=1e-5)
+            close(found[f"flat_cls_attention/{i}"], flat[:, None, 0, 1:], atol=1e-5)
 
 
 def test_only_what_is_asked_for_is_returned():
@@ -124,13 +141,17 @@ def test_only_depth_blocks_are_built(depth):
     close(states[-1], expected_states(name)[depth], atol=2e-5)
 
 
+RECEIVED = "received_attention/i, flat_received_attention/i, keys/i with i < 5"
+
+
 @pytest.mark.parametrize(
     ("name", "wanted", "has"),
     [
-        ("clip quick_gelu", "cls_attention/5", "cls_attention/i, received_attention/i, keys/i with i < 5"),
-        ("clip quick_gelu", "attention/0", "cls_attention/i, received_attention/i, keys/i with i < 5"),
-        ("clip quick_gelu", "keys", "cls_attention/i, received_attention/i, keys/i with i < 5"),
-        ("siglip gelu_tanh", "cls_attention/0", "received_attention/i, keys/i with i < 5"),
+        *(
+            ("clip quick_gelu", wanted, f"cls_attention/i, flat_cls_attention/i, {RECEIVED}")
+            for wanted in ("cls_attention/5", "attention/0", "keys")
+        ),
+        ("siglip gelu_tanh", "flat_cls_attention/0", RECEIVED),
     ],
 )
 def test_unknown_intermediate(name, wanted, has):

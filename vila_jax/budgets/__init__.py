@@ -20,7 +20,7 @@ Axes of this room: `I` images, `P` tiles of an image (padded to `max_tiles`), `N
 of an image, `K` slots.  A patch is named by its flat index `tile * N + patch`, as in `vila_jax.vision.geometry`.
 """
 
-from vila_jax.budgets.count import capacity, tokens_of_tile, total_tokens
+from vila_jax.budgets.count import capacity, most_tokens, tokens_of_tile, total_tokens
 from vila_jax.budgets.method import Method, Plan, Stage, TokenMethod, TowerMethod
 from vila_jax.budgets.pipeline import make_plan, required_intermediates, select_tokens, stack_plans
 from vila_jax.budgets.registry import METHODS
@@ -39,6 +39,7 @@ __all__ = [
     "TowerMethod",
     "capacity",
     "make_plan",
+    "most_tokens",
     "required_intermediates",
     "select_tokens",
     "stack_plans",

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vila_jax.budgets.select import keep_top
 
@@ -37,3 +37,9 @@ def largest_remainder(
     floors = jnp.where(full, caps, jnp.floor(quota).astype(jnp.int32))
     # An open quota lies below its cap, a whole number: so there is room for the one more.
     return floors + keep_top(quota - jnp.floor(quota), ~full, total - floors.sum(-1))
+
+
+def over_tiles(candidates: Bool[Array, "I P N"], total: Int[Array, " I"]) -> Int[Array, "I P"]:
+    """Shares out the tokens of a picture evenly among its tiles, in proportion to the patches that may be kept."""
+    room = candidates.sum(-1, dtype=jnp.int32)
+    return largest_remainder(room.astype(jnp.float32), total, room)

@@ -39,11 +39,25 @@ def total_tokens(step: Step, geometry: TileGeometry, tower: Step | None = None) 
     available = int(np.minimum(rule.candidates(geometry).sum(axis=1), left).sum())
     if step == tower:
         return available
+    return rule.total(_asked(step, geometry, available, geometry.num_tiles * left), geometry)
+
+
+def most_tokens(step: Step, geometry: TileGeometry) -> int:
+    """Tokens that a step of the stage `picture` pays for, of a picture that has this geometry without it.
+
+    As many as `total_tokens` of a method that may keep any real patch.
+
+    Raises:
+      BudgetError: more tokens are asked for than the picture has.
+    """
+    return _asked(step, geometry, int(geometry.real().sum()), geometry.num_patches)
+
+
+def _asked(step: Step, geometry: TileGeometry, available: int, patches: int) -> int:
     if isinstance(step.keep, int):
         _check_available(step.keep, available, f"a picture of {geometry.num_tiles} tile(s)")
-        return rule.total(step.keep, geometry)
-    asked = max(1, min(int(geometry.num_tiles * left * step.keep), available))
-    return rule.total(asked, geometry)
+        return step.keep
+    return max(1, min(int(patches * step.keep), available))
 
 
 def capacity(step: Step, max_tiles: int, patches_per_tile: int, tower: Step | None = None) -> int:

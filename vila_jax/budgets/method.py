@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from vila_jax.budgets.allocate import largest_remainder
 from vila_jax.budgets.select import Selection, compact
 from vila_jax.errors import BudgetError
-from vila_jax.nn.config import ProjectorConfig, VisionConfig, VLMConfig
+from vila_jax.nn.config import VisionConfig, VLMConfig
 from vila_jax.nn.tower_tokens import Tokens
 from vila_jax.vision.geometry import TileGeometry
 

@@ -5,32 +5,41 @@ from collections.abc import Iterable
 
 from vila_jax.budgets.cdpruner import CDPruner
 from vila_jax.budgets.divprune import DivPrune
+from vila_jax.budgets.downsample import Downsample
 from vila_jax.budgets.fastervlm import FasterVLM
 from vila_jax.budgets.hiprune import HiPrune
 from vila_jax.budgets.hired import Hired
 from vila_jax.budgets.method import Method
 from vila_jax.budgets.norm import Norm
+from vila_jax.budgets.pool import Pool
+from vila_jax.budgets.prumerge import PruMerge, PruMergePlus
 from vila_jax.budgets.random import Random
 from vila_jax.budgets.tome import ToMe
 from vila_jax.budgets.tower_norm import TowerNorm
 from vila_jax.budgets.uniform import Uniform
+from vila_jax.budgets.visionzip import VisionZip
 from vila_jax.budgets.vispruner import VisPruner
 from vila_jax.errors import BudgetError
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, type[Method]] = {  # by stage, in the order of the road; the baselines last
     method.name: method
     for method in (
+        Downsample,
+        ToMe,
+        TowerNorm,
         Hired,
         FasterVLM,
         VisPruner,
         HiPrune,
         DivPrune,
         CDPruner,
+        PruMerge,
+        PruMergePlus,
+        VisionZip,
         Norm,
         Random,
         Uniform,
-        ToMe,
-        TowerNorm,
+        Pool,
     )
 }
 ALIASES = {"cls": FasterVLM.name}

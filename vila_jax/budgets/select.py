@@ -12,7 +12,7 @@ class Selection(NamedTuple):
 
     Attributes:
       indices: flat index of the patch that a slot shows, or of the one that stands for those merged in it; -1 in unused
-        slots.
+        slots, and where no patch stands for a token (a class token).
       valid: slots that are used.
       weights: None where tokens are patches. Otherwise a token is the sum of the features of all patches, in flat
         order, times these; `Z = M`, or `M + P` where the method reads `class_token`: then those of the tiles follow.

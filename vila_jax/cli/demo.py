@@ -154,13 +154,12 @@ def _draw_scenes(
     for number, exhibit in enumerate(exhibits, start=1):
         picture = exhibit.picture
         image = model.preprocessor(picture)
-        kept = model.engine.selection(image, budget=budget)
+        chosen = model.engine.chosen(image, budget=budget)
         full = model.count_tokens(image.image_size, None)
         heading = f"nano · scene {number} · {picture.width} x {picture.height} px"
         pictures[f"scene_{number}.png"] = picture
-        pictures[f"tokens_{number}.png"] = draw(
-            image, model.preprocessor, [Choice(str(budget), kept, len(kept), full)], heading
-        )
+        choice = Choice(str(budget), image, chosen, len(chosen.indices), full)
+        pictures[f"tokens_{number}.png"] = draw(model.preprocessor, [choice], heading)
     heading = f"nano · held-out scenes · with all visual tokens and with {100 * KEEP:g} % of the patches (HiRED)"
     pictures["answers.png"] = draw_sheet(exhibits, heading)
     for name, picture in pictures.items():

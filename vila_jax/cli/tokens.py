@@ -1,7 +1,8 @@
 """Draws which patches of a picture a visual-token budget keeps, and writes the drawing to a PNG file.
 
-Kept patches are bright, dropped ones dark; every tile says how many of its patches are kept. Several budgets are drawn
-below each other. The decoder is neither loaded nor run.
+Kept patches are bright, dropped ones dark; patches that are merged in one token have one colour, and an outline. Every
+tile says how many tokens come from it. Several budgets are drawn below each other. The decoder is neither loaded nor
+run.
 
 A fraction such as 0.2 is taken of all patches of the tiles, while the totals in the drawing leave out padding: of a
 picture that does not fill its tiles, more than a fifth of the real tokens is kept.
@@ -17,6 +18,7 @@ from vila_jax.cli import arguments, terminal
 from vila_jax.cli.progress import Progress
 
 if TYPE_CHECKING:
+    from vila_jax.cli.overlay import Choice
     from vila_jax.hf.checkpoint import Checkpoint
     from vila_jax.infer.engine import Engine
 
@@ -48,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from vila_jax.cli.cache import enable_compile_cache
     from vila_jax.cli.overlay import Choice, draw
     from vila_jax.hf.checkpoint import open_checkpoint
+    from vila_jax.infer.pictures import prepare
     from vila_jax.model import parse_budget
     from vila_jax.vision.open import open_image
 
@@ -61,21 +64,21 @@ def run(args: argparse.Namespace) -> int:
     with Progress(enabled=not args.json) as progress:
         engine = load_tower(checkpoint, args.dtype, progress)
         progress.phase("preparing the picture")
-        image = preprocessor(picture)
-        full = engine.planner.visual_count(image.geometry, None)
+        full = engine.planner.visual_count(preprocessor.geometry((picture.height, picture.width)), None)
         for budget in budgets:
-            kept = engine.selection(image, budget=budget)
-            tokens = full if engine.planner.effective(budget) is None else len(kept)
-            choices.append(Choice(str(budget), kept, tokens, full))
+            [image] = prepare(preprocessor, [picture], budget)
+            chosen = engine.chosen(image, budget=budget)
+            tokens = full if engine.planner.effective(budget) is None else len(chosen.indices)
+            choices.append(Choice(str(budget), image, chosen, tokens, full))
     name = pathlib.PurePath(args.model).name
     heading = f"{name} · {pathlib.PurePath(args.image).name} · {picture.width} x {picture.height} px"
-    drawing = draw(image, preprocessor, choices, heading)
+    drawing = draw(preprocessor, choices, heading)
     _save(drawing, args.out)
     facts = {
         "out": str(args.out),
         "visual_tokens": full,
-        "overview": image.geometry.has_overview,
-        "budgets": [_counts(choice, image.geometry) for choice in choices],
+        "overview": choices[0].image.geometry.has_overview,
+        "budgets": [_counts(choice) for choice in choices],
     }
     if args.json:
         terminal.print_json(facts)
@@ -104,10 +107,10 @@ def load_tower(checkpoint: "Checkpoint", dtype: str | None, progress: Progress) 
     return Engine(graphdef, state, config, dtype=chosen.name, on_compile=progress.on_compile)
 
 
-def _counts(choice: Any, geometry: Any) -> dict[str, Any]:
-    tiles = [0] * geometry.num_tiles
-    for index in choice.kept:
-        tiles[int(index) // geometry.patches_per_tile] += 1
+def _counts(choice: "Choice") -> dict[str, Any]:
+    tiles = [0] * choice.image.geometry.num_tiles
+    for tile in choice.chosen.tiles:
+        tiles[int(tile)] += 1
     return {"budget": choice.name, "kept": choice.tokens, "kept_per_tile": tiles}
 
 

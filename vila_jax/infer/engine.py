@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from vila_jax.budgets import Budget
 from vila_jax.hf.config import ModelConfig
+from vila_jax.infer.chosen import Chosen
 from vila_jax.infer.layout import Planner, Request
 from vila_jax.infer.phases import Phases
 from vila_jax.infer.programs import OnCompile, Programs
@@ -78,10 +79,15 @@ class Engine:
     def selection(self, image: ProcessedImage, *, budget: Budget | None) -> Int[np.ndarray, " kept"]:
         """Flat indices (see `vila_jax.vision.geometry`) of the patches of a picture that become tokens, in token order.
 
-        The decoder does not run; without a budget nothing does.
+        Of merged patches the one that stands for them, -1 where none does. The decoder does not run; without a budget
+        nothing does.
         """
+        return self.chosen(image, budget=budget).indices
+
+    def chosen(self, image: ProcessedImage, *, budget: Budget | None) -> Chosen:
+        """As `selection`, with the patches that are merged in each token."""
         tiles = self.planner.tiles([image], budget)
         if tiles.pictures is None:
-            return image.geometry.order()
-        chosen = self.phases.selection(tiles)
-        return np.asarray(chosen.indices[0])[np.asarray(chosen.valid[0])]
+            return Chosen.of_patches(image.geometry.order(), image.geometry)
+        selection = self.phases.selection(tiles)
+        return Chosen.of_selection(selection, image.geometry, tiles.pictures.tiles.shape[1])

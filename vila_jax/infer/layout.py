@@ -60,7 +60,7 @@ class Tiles:
     """All pictures of a batch.
 
     Attributes:
-      pixels: their tiles one after another, padded with black ones, `[R, 3, h, w]`.
+      pixels: their tiles one after another, padded with black ones; whole ones, then those of each smaller size.
       scales: for models that see pictures at several scales, how blocks are put together from the tiles.
       pictures: with a budget, what is known of every picture.
       spec: the static part.
@@ -68,7 +68,7 @@ class Tiles:
       shown: with a step inside the tower, the patches of all tiles that show a picture rather than padding.
     """
 
-    pixels: Float[np.ndarray, "R 3 h w"]
+    pixels: tuple[Float[np.ndarray, "_ 3 _ _"], ...]
     scales: Scales | None
     pictures: Pictures | None
     spec: Spec
@@ -121,7 +121,7 @@ class Planner:
         step = self._token_step(budget)
         if step is not None:
             return total_tokens(step, geometry, self._tower_step(budget))
-        return sum(len(segment) for segment in self._segments(geometry, 0))
+        return sum(len(segment) for segment in self._segments(geometry, self._newline(budget, 0)))
 
     def segments(self, geometry: TileGeometry, budget: Budget | None) -> int:
         """Placeholders that a picture has in a prompt: one, but for tiles that are written as a picture each."""
@@ -135,6 +135,11 @@ class Planner:
     def _tower_step(self, budget: Budget | None) -> Step | None:
         budget = self.effective(budget)
         return None if budget is None else budget.step("tower")
+
+    def _newline(self, budget: Budget | None, newline: int) -> int | None:
+        """The index of the newline token, which no budget keeps."""
+        budget = self.effective(budget)
+        return newline if budget is None or budget.step("picture") is None else None
 
     def tower_tiles(self, geometry: TileGeometry) -> int:
         """Tiles of a picture that the tower sees, all scales together."""
@@ -153,12 +158,11 @@ class Planner:
         """
         if not requests:
             raise PromptError("there is no prompt", where="prompt", fix="Give at least one.")
-        step, tower = self._token_step(budget), self._tower_step(budget)
         media = [medium for request in requests for medium in request.media]
         images = [image for request in requests for image in request.images]
         geometries = [image.geometry for image in images]
-        pools = self._pools(media, geometries, step)
-        sources = iter(self._sources(geometries, step, tower))
+        pools = self._pools(media, geometries, budget)
+        sources = iter(self._sources(geometries, budget))
         rows, counts = [], []
         for request in requests:
             own = [segment for medium in request.media for segment in _segments_of(medium, sources, pools)]
@@ -187,10 +191,7 @@ class Planner:
         """
         geometries = [image.geometry for image in images]
         rows = count_bucket(len(images))
-        counts = [len(image.pixels) for image in images]
-        pixels = np.concatenate([image.pixels for image in images])
-        missing = tile_bucket(counts, self._most(counts, self.max_tower_tiles)) - len(pixels)
-        pixels = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), pixels.dtype)])
+        pixels = tuple(self._padded([images[i].pixels for i in group]) for group in _by_size(geometries))
         scales = self._scales(images, rows)
         step, tower = self._token_step(budget), self._tower_step(budget)
         if step is None:
@@ -201,7 +202,7 @@ class Planner:
         first = self._first_tiles(geometries)
         tiles = _numbered(first, [geometry.num_tiles for geometry in geometries], (rows, most))
         spec = Spec(self.config.vlm, self.dtype, step, self._slots(step, tower, geometries), self._reduction(tower))
-        shown = None if tower is None else _shown(geometries, len(pixels))
+        shown = None if tower is None else _shown(geometries, sum(map(len, pixels)))
         return Tiles(pixels, scales, Pictures(tiles, stack_plans(plans, rows)), spec, shown=shown)
 
     def _reduction(self, tower: Step | None) -> TowerReduction | None:
@@ -209,6 +210,12 @@ class Planner:
             return None
         left = tokens_of_tile(tower, self.config.vlm.vision.num_patches)
         return make_reduction(tower.tower_method, left, self.config.vlm)
+
+    def _padded(self, pictures: Sequence[Float[np.ndarray, "_ 3 h w"]]) -> Float[np.ndarray, "R 3 h w"]:
+        """The tiles of some pictures in one array, filled up to a bucket with black ones."""
+        counts = [len(pixels) for pixels in pictures]
+        missing = tile_bucket(counts, self._most(counts, self.max_tower_tiles)) - sum(counts)
+        return np.concatenate([*pictures, np.zeros((missing, *pictures[0].shape[1:]), pictures[0].dtype)])
 
     def _scales(self, images: Sequence[ProcessedImage], rows: int) -> Scales | None:
         """The tables of pictures that the tower sees at several scales, padded to common sizes."""
@@ -233,33 +240,40 @@ class Planner:
 
     def _first_tiles(self, geometries: Sequence[TileGeometry]) -> Int[np.ndarray, " I"]:
         """The row of every picture's first tile; blocks come in equal shares, as `compose` puts them together."""
-        if self.config.vlm.num_scales > 1:
-            return np.arange(len(geometries)) * self._most_tiles(geometries)
-        return _running([geometry.num_tiles for geometry in geometries])
+        return self._rows(geometries)[0]
 
     def _num_rows(self, geometries: Sequence[TileGeometry]) -> int:
         """Tiles (blocks) of the batch, padding included."""
-        most = self._most_tiles(geometries)
+        return self._rows(geometries)[1]
+
+    def _rows(self, geometries: Sequence[TileGeometry]) -> tuple[Int[np.ndarray, " I"], int]:
         if self.config.vlm.num_scales > 1:
-            return count_bucket(len(geometries)) * most
-        return tile_bucket([geometry.num_tiles for geometry in geometries], most)
+            most = self._most_tiles(geometries)
+            return np.arange(len(geometries)) * most, count_bucket(len(geometries)) * most
+        firsts, end = np.zeros(len(geometries), int), 0
+        for group in _by_size(geometries):
+            counts = [geometries[i].num_tiles for i in group]
+            firsts[group] = end + _running(counts)
+            end += tile_bucket(counts, self._most(counts, self.max_tiles))
+        return firsts, end
 
     def _slots(self, step: Step, tower: Step | None, geometries: Sequence[TileGeometry]) -> int:
         return capacity(step, self._most_tiles(geometries), self.tokens_per_tile, tower)
 
-    def _segments(self, geometry: TileGeometry, newline: int) -> list[Int[np.ndarray, " tokens"]]:
-        """Rows of a picture's own tiles in token order, one array per placeholder."""
+    def _segments(self, geometry: TileGeometry, newline: int | None) -> list[Int[np.ndarray, " tokens"]]:
+        """Rows of a picture's own tiles in token order, one array per placeholder; None leaves newline tokens out."""
         if self.config.vlm.keep_class_token and self.config.vlm.vision.has_class_token:
             return [np.arange(self.tokens_per_tile, dtype=np.int32)]  # a single tile: checked with the config
+        if newline is None:
+            return [segment[segment >= 0] for segment in geometry.segments(-1)]
         return geometry.segments(newline)
 
-    def _sources(
-        self, geometries: list[TileGeometry], step: Step | None, tower: Step | None
-    ) -> list[list[Int[np.ndarray, " tokens"]]]:
+    def _sources(self, geometries: list[TileGeometry], budget: Budget | None) -> list[list[Int[np.ndarray, " tokens"]]]:
         """For every placeholder of every picture, the rows of the batch's table of visual tokens that it points to."""
         if not geometries:
             return []
-        if step is not None:
+        if (step := self._token_step(budget)) is not None:
+            tower = self._tower_step(budget)
             slots = self._slots(step, tower, geometries)
             totals = [total_tokens(step, geometry, tower) for geometry in geometries]
             return [[i * slots + np.arange(total, dtype=np.int32)] for i, total in enumerate(totals)]
@@ -268,7 +282,7 @@ class Planner:
         return [
             [
                 np.where(segment == newline, newline, segment + first).astype(np.int32)
-                for segment in self._segments(geometry, newline)
+                for segment in self._segments(geometry, self._newline(budget, newline))
             ]
             for geometry, first in zip(geometries, firsts, strict=True)
         ]
@@ -276,19 +290,20 @@ class Planner:
     def _full_count(self, medium: Medium) -> int:
         """Visual tokens of a medium without a budget."""
         if isinstance(medium, ProcessedImage):
-            return self.visual_count(medium.geometry, None)
+            return self.visual_count(medium.unlimited or medium.geometry, None)
         assert self.config.video.tsp is not None
         return self.config.video.tsp.num_tokens(len(medium.frames), medium.frames[0].geometry.side)
 
-    def _pools(self, media: list[Medium], geometries: list[TileGeometry], step: Step | None) -> PoolTable | None:
+    def _pools(self, media: list[Medium], geometries: list[TileGeometry], budget: Budget | None) -> PoolTable | None:
         """An empty table of pools; None without pooled videos."""
         videos = [medium for medium in media if isinstance(medium, PooledVideo)]
         if not videos:
             return None
-        if step is not None:
+        budget = self.effective(budget)
+        if budget is not None and (budget.step("picture") or budget.step("tokens")):
             raise BudgetError(
                 "a budget chooses among the patches of pictures, and this model pools those of a video",
-                where=f"budget {str(step)!r}",
+                where=f"budget {str(budget)!r}",
                 fix="Ask about videos without a budget.",
             )
         assert self.config.video.tsp is not None
@@ -324,6 +339,12 @@ def _shown(geometries: Sequence[TileGeometry], rows: int) -> Bool[np.ndarray, "r
     """Patches of the batch's tiles that show a picture; those of the tiles that only fill it up count as shown."""
     own = np.concatenate([geometry.real() for geometry in geometries])
     return np.concatenate([own, np.ones((rows - len(own), own.shape[1]), bool)])
+
+
+def _by_size(geometries: Sequence[TileGeometry]) -> list[list[int]]:
+    """The pictures of whole tiles, then those of each smaller size."""
+    sizes = [geometry.corner or geometry.side for geometry in geometries]
+    return [[i for i, own in enumerate(sizes) if own == size] for size in sorted(set(sizes), reverse=True)]
 
 
 def _numbered(

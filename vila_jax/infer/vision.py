@@ -109,7 +109,7 @@ class VisualTokens(NamedTuple):
 def encode_tiles(
     graphdef: nnx.GraphDef,
     state: nnx.State,
-    pixels: Float[Array, "R 3 h w"],
+    pixels: tuple[Float[Array, "_ 3 _ _"], ...],
     shown: Bool[Any, "R N"] | None = None,
     *,
     dtype: str,
@@ -118,24 +118,49 @@ def encode_tiles(
 ) -> Encoded:
     """Runs the tower, in `dtype`, over the tiles of all pictures.
 
+    Tiles come in one array for each size. The patches of smaller ones stand in the upper left corner of a whole tile,
+    the others are zero.
+
     Args:
-      shown: with a reduction, patches that show a picture rather than padding.
+      shown: with a reduction, patches that show a picture rather than padding; all tiles are then whole.
       wanted: names of intermediates; none with a reduction.
       reduction: makes the tokens fewer inside the tower.
     """
     model = nnx.merge(graphdef, state)
+    embeddings = model.vision_tower.embeddings
 
     def encode(tiles: Float[Array, "r 3 h w"], shown: Bool[Array, "r N"] | None) -> Encoded:
-        if reduction is None or shown is None:
-            return Encoded(*model.encode(tiles.astype(dtype), wanted))
-        features, stand_in = model.encode_reduced(tiles.astype(dtype), reduction, shown)
-        return Encoded(features, {}, stand_in)
+        if reduction is not None and shown is not None:
+            features, stand_in = model.encode_reduced(tiles.astype(dtype), reduction, shown)
+            return Encoded(features, {}, stand_in)
+        encoded = Encoded(*model.encode(tiles.astype(dtype), wanted))
+        side = tiles.shape[2] // embeddings.patch_size
+        return encoded if side == embeddings.side else _in_corner(encoded, side, embeddings.side)
 
-    if jax.default_backend() != "cpu":
-        return encode(pixels, shown)
-    # One tile keeps a CPU busy; with five, up to half the time goes into fresh memory for their attention scores.
-    by_tile = jax.lax.map(lambda tile: encode(*jax.tree.map(lambda x: x[None], tile)), (pixels, shown))
-    return jax.tree.map(lambda x: x[:, 0], by_tile)
+    def encode_all(tiles: Float[Array, "r 3 h w"]) -> Encoded:
+        if jax.default_backend() != "cpu":
+            return encode(tiles, shown)
+        # One tile keeps a CPU busy; with five, up to half the time goes into fresh memory for their attention scores.
+        by_tile = jax.lax.map(lambda tile: encode(*jax.tree.map(lambda x: x[None], tile)), (tiles, shown))
+        return jax.tree.map(lambda x: x[:, 0], by_tile)
+
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *(encode_all(tiles) for tiles in pixels))
+
+
+def _in_corner(encoded: Encoded, side: int, whole: int) -> Encoded:
+    """From tiles of `side` x `side` patches to such of `whole` x `whole`, filled up with zeros."""
+
+    def fill(values: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+        before, after = values.shape[:axis], values.shape[axis + 1 :]
+        grid = values.reshape(*before, side, side, *after)
+        missing = [(0, whole - side) if i in (axis, axis + 1) else (0, 0) for i in range(grid.ndim)]
+        return jnp.pad(grid, missing).reshape(*before, whole * whole, *after)
+
+    found = {
+        name: value if name == CLASS_TOKEN else fill(value, 1 if value.ndim == 4 else 2)
+        for name, value in encoded.intermediates.items()
+    }
+    return Encoded(fill(encoded.features, 1), found)
 
 
 def block_features(encoded: Encoded, scales: Scales | None) -> Float[Array, "R N Dv"]:
@@ -172,12 +197,17 @@ def visual_tokens(
             table = jnp.concatenate([table, mean_rows(table, pools).astype(table.dtype)])
         return VisualTokens(table, None)
     chosen = select(model, encoded, cells, scales, pictures, spec)
-    visual = model.project(_tokens(cells, encoded, chosen, pictures, spec))
+    visual = model.project(_tokens(cells, encoded, chosen, scales, pictures, spec))
     return VisualTokens(visual.reshape(-1, visual.shape[-1]), chosen.valid.reshape(-1))
 
 
 def _tokens(
-    cells: Float[Array, "Q M Dm"], encoded: Encoded, chosen: Selection, pictures: Pictures, spec: Spec
+    cells: Float[Array, "Q M Dm"],
+    encoded: Encoded,
+    chosen: Selection,
+    scales: Scales | None,
+    pictures: Pictures,
+    spec: Spec,
 ) -> Float[Array, "I K Dm"]:
     """The chosen cells, or the sums that were chosen; see `Selection`."""
     if chosen.weights is None:
@@ -187,9 +217,23 @@ def _tokens(
     own = cells[pictures.tiles]
     own = own.reshape(own.shape[0], -1, own.shape[-1])
     if CLASS_TOKEN in spec.wanted:
-        own = jnp.concatenate([own, encoded.intermediates[CLASS_TOKEN][pictures.tiles]], axis=1)
-    merged = jnp.einsum("IKM,IMD->IKD", chosen.weights, own, preferred_element_type=jnp.float32)
+        classes = _class_cells(encoded, scales, spec.config.projector.window)[pictures.tiles]
+        own = jnp.concatenate([own, classes[:, :, 0]], axis=1)
+    merged = jnp.einsum("IKM,IMD->IKD", chosen.weights, own.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
     return merged.astype(cells.dtype)
+
+
+def _class_cells(encoded: Encoded, scales: Scales | None, window: int) -> Float[Array, "Q 1 Dm"]:
+    """The class token of every tile as a cell: as if all patches of the cell were the class token.
+
+    With scales the class tokens of a block are, scale by scale, the mean over its patches of those of their tiles.
+    """
+    tokens = encoded.intermediates[CLASS_TOKEN]
+    if scales is not None:
+        everywhere = jnp.broadcast_to(tokens, (tokens.shape[0], encoded.features.shape[1], tokens.shape[2]))
+        blocks = compose(everywhere, scales.tiles, scales.index)
+        tokens = jnp.mean(blocks.reshape(-1, *blocks.shape[2:]), axis=1, keepdims=True)
+    return jnp.tile(tokens, window**2)
 
 
 def selection(
@@ -242,7 +286,7 @@ def select(
             return model.project(cells)
         found = encoded.intermediates[name]
         if name == CLASS_TOKEN:
-            return found[:, None]
+            return _class_cells(encoded, scales, window)
         return _cell_keys(found, scales, window) if found.ndim == 4 else _cell_scores(found, scales, window)
 
     by_picture = {role: values(name)[pictures.tiles] for role, name in spec.roles.items()}

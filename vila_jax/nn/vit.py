@@ -5,10 +5,12 @@ token-budget methods score with, of block i (0-based) and for patches only, with
 
     cls_attention/i        [R, N, P]      attention of the class token to every patch, softmax included
     received_attention/i   [R, N, P]      the same, as a mean over all tokens (towers without a class token have it too)
+    flat_cls_attention/i, flat_received_attention/i
+                           [R, 1, P]      both, as if there were one head of the tower's whole width
     keys/i                 [R, P, N, H]   keys, normalised where the tower does so
 
-A name costs one extra attention row in its block (`received_attention`: all of them again); the block itself keeps its
-fast attention kernel.
+A name costs one extra attention row in its block (what is received: all of them again); the block itself keeps its fast
+attention kernel.
 
 Inside the tower a budget may make the tokens fewer from block to block (`VisionTower.reduced`).
 """
@@ -26,6 +28,7 @@ from vila_jax.nn.attention import attention
 from vila_jax.nn.config import VisionConfig
 from vila_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, along_last
 from vila_jax.nn.params import fan_in, normal, ones, weight, zeros
+from vila_jax.nn.resize import resize_bicubic
 from vila_jax.nn.tower_tokens import Reduction, Tokens
 
 Intermediates = dict[str, Float[Array, "..."]]
@@ -48,7 +51,8 @@ class Embeddings(nnx.Module):
         )
 
     def __call__(self, pixels: Float[Array, "R 3 h w"]) -> Float[Array, "R P D"]:
-        tiles, side, p = pixels.shape[0], self.side, self.patch_size
+        tiles, p = pixels.shape[0], self.patch_size
+        side = pixels.shape[2] // p
         pixels = pixels[:, :, : side * p, : side * p].reshape(tiles, 3, side, p, side, p)
         x = jnp.einsum("Rchpwq,Dcpq->RhwD", pixels, self.patch_weight[...])
         x = x.reshape(tiles, side * side, -1)
@@ -57,7 +61,15 @@ class Embeddings(nnx.Module):
         if self.class_token is not None:
             first = jnp.broadcast_to(self.class_token[...][None, None, :], (tiles, 1, x.shape[-1]))
             x = jnp.concatenate([first, x], axis=1)
-        return x + self.position[...][None, :, :]
+        return x + self._positions(side)[None, :, :]
+
+    def _positions(self, side: int) -> Float[Array, "P D"]:
+        """Those of a tile of `side` x `side` patches; for another size than trained, between the trained ones."""
+        positions = self.position[...]
+        if side == self.side:
+            return positions
+        first = positions.shape[0] - self.side**2
+        return jnp.concatenate([positions[:first], resize_bicubic(positions[first:], side)])
 
 
 class SelfAttention(nnx.Module):
@@ -91,16 +103,22 @@ class SelfAttention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         heads = (*x.shape[:2], self.num_heads, self.head_dim)
         q, k, v = q.reshape(heads), k.reshape(heads), v.reshape(heads)
-        out = attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), key_bias=key_bias)
-        out = self.out(out.reshape(x.shape))
-        intermediates: Intermediates = {}
-        if "cls_attention" in wanted:
-            intermediates["cls_attention"] = class_attention(q[:, 0], k)[:, :, self.first_patch :]
-        if "received_attention" in wanted:
-            intermediates["received_attention"] = received_attention(q, k)[:, :, self.first_patch :]
+        out = self.out(attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), key_bias=key_bias).reshape(x.shape))
+        return out, self._intermediates(q, k, wanted)
+
+    def _intermediates(
+        self, q: Float[Array, "R P N H"], k: Float[Array, "R P N H"], wanted: Collection[str]
+    ) -> Intermediates:
+        found: Intermediates = {}
+        for prefix in ("", "flat_"):
+            queries, keys = (x.reshape(*x.shape[:2], 1, -1) if prefix else x for x in (q, k))
+            if f"{prefix}cls_attention" in wanted:
+                found[f"{prefix}cls_attention"] = class_attention(queries[:, 0], keys)[:, :, self.first_patch :]
+            if f"{prefix}received_attention" in wanted:
+                found[f"{prefix}received_attention"] = received_attention(queries, keys)[:, :, self.first_patch :]
         if "keys" in wanted:
-            intermediates["keys"] = k[:, self.first_patch :]
-        return out, intermediates
+            found["keys"] = k[:, self.first_patch :]
+        return found
 
 
 def class_attention(q: Float[Array, "R N H"], k: Float[Array, "R P N H"]) -> Float[Array, "R N P"]:
@@ -187,8 +205,10 @@ class VisionTower(nnx.Module):
           The hidden states, embeddings first and then the output of each block, class token (if any) in front; and
           the intermediates named in `wanted`, patches only.
 
+        Smaller tiles than those that it was trained with are seen with positions between the trained ones.
+
         Raises:
-          ValueError: tiles of another size, or a name that this tower does not have.
+          ValueError: tiles that are larger, no squares, or a name that this tower does not have.
         """
         by_block = self._by_block(wanted)
         with jax.named_scope("vision_tower"):
@@ -227,15 +247,16 @@ class VisionTower(nnx.Module):
         return states, tokens.stand_in()
 
     def _embed(self, pixels: Float[Array, "R 3 h w"]) -> Float[Array, "R P D"]:
-        size = (self.image_size, self.image_size)
-        if pixels.shape[2:] != size:
-            raise ValueError(f"pixels: tiles of {pixels.shape[2:]}, expected {size}")
+        height, width = pixels.shape[2:]
+        if height != width or height > self.image_size:
+            raise ValueError(f"pixels: tiles of {pixels.shape[2:]}, expected {(self.image_size, self.image_size)}")
         x = self.embeddings(pixels)
         return x if self.pre_norm is None else self.pre_norm(x)
 
     def _by_block(self, wanted: Collection[str]) -> dict[int, list[str]]:
         """`{"keys/3"}` -> `{3: ["keys"]}`."""
-        kinds = (*(["cls_attention"] if self.has_class_token else []), "received_attention", "keys")
+        from_class = ["cls_attention", "flat_cls_attention"] if self.has_class_token else []
+        kinds = (*from_class, "received_attention", "flat_received_attention", "keys")
         known = {f"{kind}/{i}": (i, kind) for kind in kinds for i in range(len(self.layers))}
         by_block: dict[int, list[str]] = {}
         for name in wanted:

@@ -45,6 +45,8 @@ class TileGeometry:
       arrangement: what the tiles show and how they follow each other, see above; of no effect on a single tile.
       column_major: whether the tokens inside a tile come column by column, as from the projectors before NVILA
         ("tiles" and single tiles). Flat indices stay row-major.
+      corner: of a single tile that is smaller than the model's, patches along its edge: they are the upper left ones of
+        a whole tile, whose other patches do not exist. None is a whole tile.
     """
 
     side: int
@@ -52,6 +54,7 @@ class TileGeometry:
     grid: Size | None = None
     arrangement: Arrangement = "anyres"
     column_major: bool = False
+    corner: int | None = None
 
     @property
     def has_overview(self) -> bool:
@@ -66,6 +69,11 @@ class TileGeometry:
     @property
     def patches_per_tile(self) -> int:
         return self.side**2
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of all tiles, padding included."""
+        return self.num_tiles * (self.patches_per_tile if self.corner is None else self.corner**2)
 
     def picture_box(self) -> tuple[int, int, int, int]:
         """(top, bottom, left, right) of the picture inside the mosaic, in patches; what is outside is padding.
@@ -94,7 +102,7 @@ class TileGeometry:
 
     def overview(self) -> Int[np.ndarray, " patches"]:
         """Flat patch index of every patch of the overview, the whole picture in raster order."""
-        return np.arange(self.patches_per_tile if self.has_overview else 0, dtype=np.int32)
+        return self._square(0).reshape(-1) if self.has_overview else np.zeros(0, np.int32)
 
     def segments(self, newline: int) -> list[Int[np.ndarray, " tokens"]]:
         """Flat patch indices in token order, one array for each medium that the picture is in the prompt.
@@ -112,8 +120,13 @@ class TileGeometry:
 
     def _tile(self, tile: int) -> Int[np.ndarray, " patches"]:
         """Flat patch index of every patch of one tile, in token order."""
+        patches = self._square(tile)
+        return (patches.T if self.column_major else patches).reshape(-1)
+
+    def _square(self, tile: int) -> Int[np.ndarray, "rows columns"]:
+        """Flat patch index of every patch of one tile, as it lies."""
         patches = tile * self.patches_per_tile + np.arange(self.patches_per_tile, dtype=np.int32)
-        return patches.reshape(self.side, self.side).T.reshape(-1) if self.column_major else patches
+        return patches.reshape(self.side, self.side)[: self.corner, : self.corner]
 
     def order(self) -> Int[np.ndarray, " tokens"]:
         """Flat patch index of every real (not padding) patch, in the order in which they become tokens."""

@@ -8,7 +8,8 @@ All geometry happens on 8-bit pixels, so that what remains is a function of one 
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -19,7 +20,10 @@ from vila_jax.vision.geometry import Size, TileGeometry, fit_inside, select_best
 from vila_jax.vision.preprocess_config import PreprocessConfig
 from vila_jax.vision.scales import ScaleMap
 
-__all__ = ["PreprocessConfig", "Preprocessor", "ProcessedImage"]
+__all__ = ["Limit", "PreprocessConfig", "Preprocessor", "ProcessedImage"]
+
+Limit = Callable[[TileGeometry], int]
+"""Patches that a picture of this geometry may have at most."""
 
 MAX_INTERMEDIATE_PIXELS = 2**28
 """The largest picture made on the way to a tile: a line of 1 x 65535, its shorter edge resized to 336 pixels, would
@@ -36,11 +40,13 @@ class ProcessedImage:
       geometry: how features become tokens.
       scales: how the features of several scales are put together, which gives the tiles (blocks) of `geometry`; None
         where these are the tiles of `pixels`.
+      unlimited: of a picture that is shown smaller than the model would see it, the geometry that it would have.
     """
 
     pixels: Float32[np.ndarray, "P 3 H W"]
     geometry: TileGeometry
     scales: ScaleMap | None = None
+    unlimited: TileGeometry | None = None
 
     @property
     def image_size(self) -> Size:
@@ -52,12 +58,16 @@ class ProcessedImage:
 class Preprocessor:
     """Prepares pictures for a vision tower whose patches are `patch_size` pixels wide.
 
+    Attributes:
+      corner: patches along the edge of the single tile, where it is smaller than `config` says; see `within`.
+
     Raises:
       ConfigError: a tile is smaller than one patch.
     """
 
     config: PreprocessConfig
     patch_size: int
+    corner: int | None = None
 
     def __post_init__(self):
         if not 1 <= self.patch_size <= self.config.tile_size:
@@ -89,7 +99,27 @@ class Preprocessor:
             height, width = select_best_resolution(image_size, self.config.pinpoints)
             grid = height // tile, width // tile
         # A rest narrower than a patch is not seen, as by the tower's convolution (SigLIP: 384 = 27 x 14 + 6).
-        return TileGeometry(side=tile // self.patch_size, image_size=image_size, grid=grid)
+        return TileGeometry(side=tile // self.patch_size, image_size=image_size, grid=grid, corner=self.corner)
+
+    def within(self, image_size: Size, patches: int) -> "Preprocessor":
+        """Makes the most of a picture of (height, width) pixels that at most so many patches can show.
+
+        The first that they pay for: what the model would see; the best smaller canvas, with its overview; the overview
+        alone; the single tile, resized to fewer patches.
+        """
+        config, tile = self.config, self.config.tile_size
+        geometry = self.geometry(image_size)
+        if len(geometry.order()) <= patches:
+            return self
+        if config.pinpoints is not None:
+            grids = ((canvas, (canvas[0] // tile, canvas[1] // tile)) for canvas in config.pinpoints)
+            of_grid = ((canvas, dataclasses.replace(geometry, grid=grid)) for canvas, grid in grids)
+            paid = tuple(canvas for canvas, smaller in of_grid if len(smaller.order()) <= patches)
+            if paid:
+                return dataclasses.replace(self, config=dataclasses.replace(config, pinpoints=paid))
+            config = dataclasses.replace(config, pinpoints=None, size=(tile, tile), crop_size=None)
+        whole = patches >= geometry.patches_per_tile
+        return dataclasses.replace(self, config=config, corner=None if whole else math.isqrt(patches))
 
     def __call__(self, image: Image.Image) -> ProcessedImage:
         """Cuts an RGB picture (see `open_image`) into tiles of pixel values.
@@ -102,12 +132,21 @@ class Preprocessor:
         if self.config.pad_to_square:
             image = self._padded(image)
         tiles = [image] if self.config.pinpoints is None else self._anyres(image)
-        pixels = np.stack([np.asarray(self._fit(tile)) for tile in tiles])
-        return ProcessedImage(self.values(pixels), geometry)
+        tiles = [self._fit(tile) for tile in tiles]
+        if self.corner is not None:
+            tiles = [self._resized(tile, (self.corner * self.patch_size,) * 2) for tile in tiles]
+        return ProcessedImage(self.values(np.stack([np.asarray(tile) for tile in tiles])), geometry)
 
-    def pictures(self, images: Sequence[Image.Image]) -> list[ProcessedImage]:
-        """All pictures of one prompt."""
-        return [self(image) for image in images]
+    def pictures(self, images: Sequence[Image.Image], limit: Limit | None = None) -> list[ProcessedImage]:
+        """All pictures of one prompt, none of more patches than the limit."""
+        return [self._limited(image, limit) for image in images]
+
+    def _limited(self, image: Image.Image, limit: Limit | None) -> ProcessedImage:
+        if limit is None:
+            return self(image)
+        image_size = image.height, image.width
+        geometry = self.geometry(image_size)
+        return dataclasses.replace(self.within(image_size, limit(geometry))(image), unlimited=geometry)
 
     def _check_intermediate(self, image_size: Size) -> None:
         check_size(image_size)
