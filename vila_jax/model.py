@@ -306,13 +306,14 @@ def parse_budget(budget: BudgetLike, checkpoint: Checkpoint) -> Budget | None:
     """A budget that this model can meet.
 
     Raises:
-      BudgetError: it cannot be parsed, or the model's tower lacks what the method needs.
+      BudgetError: it cannot be parsed, or the model lacks what the method needs.
     """
     if budget is None:
         return None
     parsed = Budget.parse(budget) if isinstance(budget, str) else budget
     vlm = checkpoint.config.vlm
     if (step := parsed.step("tokens")) is not None:
+        step.token_method.check(vlm)
         required_intermediates(step, vlm.vision, vlm.vision_depth)
     return parsed
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vila_jax.budgets.select import Selection, compact
 from vila_jax.errors import BudgetError
-from vila_jax.nn.config import ProjectorConfig, VisionConfig
+from vila_jax.nn.config import VisionConfig, VLMConfig
 from vila_jax.vision.geometry import TileGeometry
 
 Stage = Literal["picture", "tower", "tokens", "decoder"]
@@ -71,19 +71,20 @@ class TokenMethod(Method):
         """What `choose` reads, `{role: name}`, for a tower of which `depth` blocks are built.
 
         Names are intermediates of the tower (`cls_attention/i`, `received_attention/i`, `keys/i`, ...), `features`
-        (what the projector takes, one vector per cell), `projected` (what the decoder would read), or `class_token`
-        (its feature, which a method may then merge: see `Selection`).
+        (what the projector takes, one vector per cell), `projected` (what the decoder would read), `learned_score`
+        (what the model's token scorer gives each cell), or `class_token` (its feature, which a method may then merge:
+        see `Selection`).
         """
         del vision, depth
         return {}
 
-    def check(self, vision: VisionConfig, projector: ProjectorConfig) -> None:
+    def check(self, config: VLMConfig) -> None:
         """Refuses models on which the method means nothing.
 
         Raises:
           BudgetError: with the reason.
         """
-        del vision, projector
+        del config
 
     def total(self, asked: int, geometry: TileGeometry) -> int:
         """Tokens that a picture really has when `asked` are asked for; never more."""
@@ -112,7 +113,7 @@ class TokenMethod(Method):
 
         Args:
           inputs: `{role: values}` for the roles of `intermediates`, tiles grouped by image: attention summed over heads
-            `[I, P, N]`, keys `[I, P, N, heads, H]`, features and projected tokens `[I, P, N, D]`, class tokens
+            and learned scores `[I, P, N]`, keys `[I, P, N, heads, H]`, features and projected tokens `[I, P, N, D]`, class tokens
             `[I, P, 1, D]`. Values of padding tiles are arbitrary.
           plan: the stacked plans.
           slots: `K`, static.

@@ -4,11 +4,12 @@ import difflib
 from collections.abc import Iterable
 
 from vila_jax.budgets.hired import Hired
+from vila_jax.budgets.learned import Learned
 from vila_jax.budgets.method import Method
 from vila_jax.budgets.random import Random
 from vila_jax.errors import BudgetError
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Hired, Random)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Hired, Learned, Random)}
 
 
 def get(name: str) -> type[Method]:

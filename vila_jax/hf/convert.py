@@ -64,7 +64,7 @@ def convert(
       ConfigError: the target has no place for something that the model has, or an unknown argument.
       CheckpointError: files are missing, damaged or contradict each other, or `folder` exists or holds the source.
     """
-    _refuse_own_source(folder, [checkpoint.folder, *([] if lora is None else [lora])])
+    refuse_own_source(folder, [checkpoint.folder, *([] if lora is None else [lora])])
     check_request(folder, to, dtype, overwrite)
     adapter = None if lora is None else open_lora(lora, checkpoint.config.vlm)
     target, tensors = target_of(checkpoint, to, dtype, style)
@@ -80,7 +80,7 @@ def convert(
     return dataclasses.replace(written, merged=len(merged))
 
 
-def _refuse_own_source(folder: epath.PathLike, sources: Iterable[epath.PathLike]) -> None:
+def refuse_own_source(folder: epath.PathLike, sources: Iterable[epath.PathLike]) -> None:
     """Replacing what is read would end in losing it, should the replacement be ended on its way."""
     if "://" in str(folder):
         return
