@@ -18,13 +18,59 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
+from PIL import Image
 
+from train.scene_batches import PAD_SEGMENT
 from vila_jax.infer.vision import Scales, block_features, encode_tiles
+from vila_jax.model import Model
 from vila_jax.nn.decoder import Decoder, DecoderBlock
 from vila_jax.nn.rope import apply_rope, rotary_angles
 
-PAD_SEGMENT = -1
-_ROW_STEP, _QUERY_STEP = 64, 16
+_ROW_STEP, _QUERY_STEP = 64, 16  # rows and queries are padded to multiples, so that few programs are compiled
+
+
+class Lesson(NamedTuple):
+    """What one picture teaches.
+
+    Attributes:
+      cells: what the projector takes of every real cell, in flat order, in half precision: thousands of pictures are
+        held in memory, `[n, D]`.
+      shares: of the attention that the cells receive, float32, sum 1, `[n]`.
+    """
+
+    cells: Float[np.ndarray, "n D"]
+    shares: Float[np.ndarray, " n"]
+
+
+def lesson(
+    model: Model,
+    picture: Image.Image,
+    questions: Sequence[str],
+    answers: Sequence[Sequence[int]],
+    layers: tuple[int, ...],
+) -> Lesson:
+    """The cells of a picture, and what the answers to some questions attend to.
+
+    Args:
+      answers: token ids of each, without the end token.
+      layers: of the decoder, over which attention is averaged; 0-based.
+    """
+    requests = [model.request(messages=ask(question, picture), budget=None) for question in questions]
+    layouts = [model.engine.planner.layout([request], None, 0) for request in requests]
+    rows = [(layout.prompts, int(layout.prompts.lengths[0])) for layout in layouts]
+    row = pack([(prompts.token_ids[0, :end], prompts.source[0, :end]) for prompts, end in rows], answers)
+    tiles, geometry = layouts[0].tiles, requests[0].images[0].geometry
+    assert tiles is not None
+    parts, static = (tiles.pixels, tiles.scales, row), {"dtype": tiles.spec.dtype, "layers": layers}
+    found = model.engine.phases.programs.call("answer attention", attended, *parts, **static)
+    real = np.flatnonzero(geometry.real())
+    cells, shares = (np.asarray(values)[real] for values in found)
+    return Lesson(cells.astype(np.float16), shares / shares.sum())
+
+
+def ask(question: str, picture: Image.Image) -> list[dict[str, Any]]:
+    """The question about a picture, as a conversation."""
+    return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
 
 
 class Row(NamedTuple):

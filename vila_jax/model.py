@@ -174,7 +174,7 @@ class Model:
     ) -> Float[np.ndarray, "T C"]:
         """Float32 logits at every position of the spliced prompt: text and kept visual tokens."""
         chosen = self._budget(budget)
-        return self.engine.logits(self._spliced(self._single(prompt, images, messages, chosen)), budget=chosen)
+        return self.engine.logits(self.request(prompt, images, messages=messages, budget=chosen), budget=chosen)
 
     def embeddings(
         self,
@@ -186,7 +186,18 @@ class Model:
     ) -> Float[np.ndarray, "T D"]:
         """What the decoder reads: the embeddings of the spliced prompt."""
         chosen = self._budget(budget)
-        return self.engine.embeddings(self._spliced(self._single(prompt, images, messages, chosen)), budget=chosen)
+        return self.engine.embeddings(self.request(prompt, images, messages=messages, budget=chosen), budget=chosen)
+
+    def request(
+        self,
+        prompt: str | None = None,
+        images: Sequence[Any] | None = None,
+        *,
+        messages: Messages | None = None,
+        budget: BudgetLike = OWN,
+    ) -> Request:
+        """A single prompt as the engine takes it: token ids and prepared pictures."""
+        return self._spliced(self._single(prompt, images, messages, self._budget(budget)))
 
     def token_ids(
         self,

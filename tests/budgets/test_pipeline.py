@@ -26,6 +26,8 @@ N = SIDE**2
 SPECS = [
     "hired:0.3",
     "hired:12,alpha=0.7",
+    "learned:0.3",
+    "learned:12,per_tile=true",
     "random:0.3",
     "random:12,seed=5",
 ]

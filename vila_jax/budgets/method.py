@@ -113,8 +113,8 @@ class TokenMethod(Method):
 
         Args:
           inputs: `{role: values}` for the roles of `intermediates`, tiles grouped by image: attention summed over heads
-            and learned scores `[I, P, N]`, keys `[I, P, N, heads, H]`, features and projected tokens `[I, P, N, D]`, class tokens
-            `[I, P, 1, D]`. Values of padding tiles are arbitrary.
+            and learned scores `[I, P, N]`, keys `[I, P, N, heads, H]`, features and projected tokens `[I, P, N, D]`,
+            class tokens `[I, P, 1, D]`. Values of padding tiles are arbitrary.
           plan: the stacked plans.
           slots: `K`, static.
         """

@@ -20,8 +20,8 @@ def add_scorer(
 ) -> Written:
     """Writes a checkpoint anew with a token scorer, in place of the one that it may have.
 
-    Its weights are stored in the dtype of the embedding table, and `config.json` gets the key `token_scorer`, which other
-    readers of the layout pass over.
+    Its weights are stored in the dtype of the embedding table, and `config.json` gets the key `token_scorer`, which
+    other readers of the layout pass over.
 
     Args:
       scorer: arrays of a `vila_jax.nn.scorer.Scorer` by dotted path, such as `fc1.weight`.

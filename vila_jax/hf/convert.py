@@ -10,14 +10,11 @@ complete, and an attempt that was ended goes on after the files that it finished
 import dataclasses
 import hashlib
 import os
-import pathlib
-from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
 
 import vila_jax
-from vila_jax.errors import CheckpointError
 from vila_jax.hf.checkpoint import Checkpoint
 from vila_jax.hf.load import OnTensor
 from vila_jax.hf.lora import Lora, merge, open_lora
@@ -30,6 +27,7 @@ from vila_jax.hf.writing import (
     check_request,
     in_target,
     names_by_path,
+    refuse_own_source,
     target_of,
     write_checkpoint,
 )
@@ -78,17 +76,6 @@ def convert(
         placed = in_target(checkpoint, target, tensors, dtype)
         written = write_checkpoint(staging, target, placed, max_shard_bytes=max_shard_bytes, on_tensor=on_tensor)
     return dataclasses.replace(written, merged=len(merged))
-
-
-def refuse_own_source(folder: epath.PathLike, sources: Iterable[epath.PathLike]) -> None:
-    """Replacing what is read would end in losing it, should the replacement be ended on its way."""
-    if "://" in str(folder):
-        return
-    target = pathlib.Path(folder).resolve()
-    for source in sources:
-        if "://" not in str(source) and pathlib.Path(source).resolve().is_relative_to(target):
-            what = "the checkpoint cannot be written over what it is made from"
-            raise CheckpointError(what, where=str(folder), fix="Choose another folder.")
 
 
 def _identity(checkpoint: Checkpoint, target: Target, adapter: Lora | None, options: tuple[Any, ...]) -> str:

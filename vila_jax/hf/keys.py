@@ -6,10 +6,10 @@ Other spellings under which checkpoints exist are brought to it by `KeyTable.can
 
 The layouts name the same parts, under prefixes of their own:
 
-                   tower                                  projector                   decoder               scorer
-    llava          vision_tower.vision_model.*            multi_modal_projector.*     language_model.*      token_scorer.*
-    folders        vision_tower/vision_model.*            mm_projector/layers.N.*     llm/*                 token_scorer/*
-    v1             model.vision_tower.vision_tower.*      model.mm_projector.N.*      *                     token_scorer.*
+               tower                                projector                  decoder             scorer
+    llava      vision_tower.vision_model.*          multi_modal_projector.*    language_model.*    token_scorer.*
+    folders    vision_tower/vision_model.*          mm_projector/layers.N.*    llm/*               token_scorer/*
+    v1         model.vision_tower.vision_tower.*    model.mm_projector.N.*     *                   token_scorer.*
 
 With folders, what stands before the slash is the folder, and the rest the name in its files. InternViT has names of its
 own and no `vision_model`.
@@ -138,7 +138,8 @@ def key_table(layout: Layout, config: VLMConfig) -> KeyTable:
     if layout == "llava":
         return LLAVA
     if layout == "folders":
-        return _table("vision_tower/", "llm/", "token_scorer/", config, _projector(config.projector, "mm_projector/layers."))
+        projector = _projector(config.projector, "mm_projector/layers.")
+        return _table("vision_tower/", "llm/", "token_scorer/", config, projector)
     projector = _projector(config.projector, "model.mm_projector.")
     return _table("model.vision_tower.vision_tower.", "", "token_scorer.", config, projector)
 

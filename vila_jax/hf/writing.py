@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Iterable, Mapping
 
 from etils import epath
 
@@ -56,6 +57,21 @@ def check_request(folder: epath.PathLike, to: str, dtype: str | None, overwrite:
     if dtype is not None and dtype not in CODES:
         raise ConfigError(f"unknown dtype {dtype!r}", where="dtype", fix=f"Supported: {', '.join(CODES)}.")
     check_target(folder, overwrite=overwrite)
+
+
+def refuse_own_source(folder: epath.PathLike, sources: Iterable[epath.PathLike]) -> None:
+    """Replacing what is read would end in losing it, should the replacement be ended on its way.
+
+    Raises:
+      CheckpointError: the folder is, or holds, one of the sources.
+    """
+    if "://" in str(folder):
+        return
+    target = pathlib.Path(folder).resolve()
+    for source in sources:
+        if "://" not in str(source) and pathlib.Path(source).resolve().is_relative_to(target):
+            what = "the checkpoint cannot be written over what it is made from"
+            raise CheckpointError(what, where=str(folder), fix="Choose another folder.")
 
 
 def target_of(

@@ -69,7 +69,7 @@ class VLM(nnx.Module):
             return self.projector(merged)
 
     def score(self, merged: Float[Array, "*batch Dm"]) -> Float[Array, "*batch"]:
-        """What the token scorer, which the model must have, gives merged vectors: float32, more for what matters more."""
+        """What the token scorer, which the model must have, gives merged vectors: float32, larger for what matters."""
         assert self.scorer is not None, "this model has no token scorer"
         with jax.named_scope("scorer"):
             return self.scorer(merged)
