@@ -66,7 +66,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m train scorer", description=__doc__)
     parser.add_argument("--model", default=str(assets.nano()), help="a folder or Hub id (default: the embedded model)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model with its scorer")
-    parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint in that folder")
+    parser.add_argument("--force", action="store_true", help="replace the checkpoint in that folder")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="learn from these instead of drawn scenes")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="with --pictures: a question a line")
     parser.add_argument("--answer-tokens", type=int, default=32, metavar="N", help="longest own answer (default: 32)")
@@ -83,18 +83,17 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> None:
-    check_request(args.out, "hf", None, args.overwrite)  # before hours are spent
+    check_request(args.out, "hf", None, args.force)  # before hours are spent
     recipe = _recipe(args)
     model = from_pretrained(args.model)
     layers = _layers(args.layers, model.config.vlm.decoder.num_layers)
     learnt, held_out = _lessons(model, _examples(args, model), layers)
     scorer = fit(learnt, recipe, _report_every(recipe.steps))
-    parts = ", ".join(f"{name} {found.recall:.3f}" for name, found in compare(scorer, held_out, _PART).items())
-    console.print(
-        f"recall of the most attended {_PART:.0%} on {len(held_out)} held-out pictures: {parts}", soft_wrap=True
-    )
+    found = ", ".join(f"{name} {rank.recall:.3f}" for name, rank in compare(scorer, held_out, _PART).items())
+    where = f"of the most attended {_PART:.0%} on {len(held_out)} held-out pictures"
+    console.print(f"recall {where}: {found}", soft_wrap=True)
     weights = {dotted(path): leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(scorer))}
-    written = add_scorer(model.checkpoint, weights, args.out, overwrite=args.overwrite)
+    written = add_scorer(model.checkpoint, weights, args.out, overwrite=args.force)
     console.print(f"wrote {written.folder}", soft_wrap=True)
 
 

@@ -82,4 +82,4 @@ def test_what_cannot_be_done_is_said_first(narrow, tmp_path, capsys, arguments, 
 
 def test_a_folder_in_the_way(trained, capsys):
     assert main(["scorer", "--out", str(trained)]) == 4
-    assert "exists" in capsys.readouterr().err
+    assert "there is a checkpoint already" in capsys.readouterr().err
