@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +45,9 @@ class Recipe:
 class Padded(NamedTuple):
     """Some lessons as arrays, padded to the longest of all (NumPy or JAX arrays)."""
 
-    cells: Float[Array | np.ndarray, "B n D"]
-    shares: Float[Array | np.ndarray, "B n"]
-    real: Bool[Array | np.ndarray, "B n"]
+    cells: Float[Any, "B n D"]
+    shares: Float[Any, "B n"]
+    real: Bool[Any, "B n"]
 
 
 def padded(lessons: Sequence[Lesson], length: int) -> Padded:

@@ -100,7 +100,7 @@ def pack(
     """
     shared = _shared(prompts)
     ids, source = ([values[:shared]] for values in prompts[0])
-    segments, positions, queries = [np.zeros(shared, np.int32)], [np.arange(shared)], []
+    segments, positions, queries = [np.zeros(shared, np.int32)], [np.arange(shared)], list[int]()
     end = shared
     for number, ((own_ids, own_source), answer) in enumerate(zip(prompts, answers, strict=True), start=1):
         said = np.asarray(answer, np.int32)[:-1]  # nothing of the answer is predicted from its last token
@@ -112,9 +112,17 @@ def pack(
         queries += range(end + length - 1 - len(said), end + length)
         end += length
     size = -(-end // _ROW_STEP) * _ROW_STEP
-    columns = [(ids, 0), (source, -1), (positions, 0), (segments, PAD_SEGMENT)]
-    row = [_padded(np.concatenate(parts), size, fill)[None] for parts, fill in columns]
-    return Row(*row, _padded(np.asarray(queries), -(-len(queries) // _QUERY_STEP) * _QUERY_STEP, -1))
+
+    def column(parts: list[np.ndarray], fill: int) -> np.ndarray:
+        return _padded(np.concatenate(parts), size, fill)[None]
+
+    return Row(
+        token_ids=column(ids, 0),
+        source=column(source, -1),
+        positions=column(positions, 0),
+        segments=column(segments, PAD_SEGMENT),
+        queries=_padded(np.asarray(queries), -(-len(queries) // _QUERY_STEP) * _QUERY_STEP, -1),
+    )
 
 
 def _shared(prompts: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:

@@ -18,6 +18,7 @@ All but the first two drop the newline tokens, which no budget keeps.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from PIL import Image
 from vila_jax.budgets import Step, total_tokens
 from vila_jax.exam.items import Item, Reply
 from vila_jax.model import Model
-from vila_jax.scenes.world import blank
+from vila_jax.scenes.world import Scene, blank
 from vila_jax.vision.preprocess import Preprocessor
 
 Method = Literal["full", "blank", "hired", "hired-code", "random", "downsample"]
@@ -70,12 +71,25 @@ class Examiner:
 
     def __init__(self, model: Model, *, batch: int = 32, on_batch: Callable[[int], None] | None = None):
         self.model, self.batch = model, batch
-        self._overview = _overview_model(model)
         self._on_batch = on_batch or (lambda answered: None)
+
+    @functools.cached_property
+    def _overview(self) -> Model:
+        return _overview_model(self.model)
 
     def replies(self, items: Sequence[Item], setting: Setting) -> list[Reply]:
         """The model's greedy answers, in the order of the items."""
-        views = [self._view(item, setting) for item in items]
+        return self._replies(items, [self._view(item, setting) for item in items])
+
+    def budgeted(self, items: Sequence[Item], budget: str | None) -> list[Reply]:
+        """The same with whole pictures and any budget, in the order of the items.
+
+        Raises:
+          BudgetError: the model cannot have this budget.
+        """
+        return self._replies(items, [_View(_picture(item.scene), False, budget) for item in items])
+
+    def _replies(self, items: Sequence[Item], views: Sequence[_View]) -> list[Reply]:
         groups: dict[tuple[bool, str | None], list[int]] = {}
         for i, view in enumerate(views):
             groups.setdefault((view.overview_only, view.budget), []).append(i)
@@ -104,7 +118,7 @@ class Examiner:
         ]
 
     def _view(self, item: Item, setting: Setting) -> _View:
-        picture = Image.fromarray((blank(item.scene) if setting.method == "blank" else item.scene).image)
+        picture = _picture(blank(item.scene) if setting.method == "blank" else item.scene)
         match setting.method:
             case "full" | "blank":
                 return _View(picture, False, None)
@@ -137,6 +151,10 @@ def settings(keeps: Iterable[float] = (0.4, 0.2, 0.1), seeds: int = 5) -> list[S
         found += [Setting("hired", keep), Setting("downsample", keep), Setting("hired-code", keep)]
         found += [Setting("random", keep, seed) for seed in range(seeds)]
     return found
+
+
+def _picture(scene: Scene) -> Image.Image:
+    return Image.fromarray(scene.image)
 
 
 def _ask(question: str, picture: Image.Image) -> list[dict[str, Any]]:
