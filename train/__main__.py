@@ -2,6 +2,8 @@
 
 The model is then exported in the Hugging Face layout to FOLDER/export. `--export-only` does that with the newest
 checkpoint, which may be one of an unfinished run.
+
+`python -m train scorer --out FOLDER` gives a finished model a token scorer; see `train/scorer.py`.
 """
 
 import argparse
@@ -9,6 +11,7 @@ import runpy
 import sys
 from pathlib import Path
 
+from train import scorer
 from train.config import Run
 from train.export import export
 from train.loop import Trainer, console
@@ -18,6 +21,9 @@ from vila_jax.heap import keep_freed_memory
 
 def main(argv: list[str] | None = None) -> int:
     """Trains, exports, and returns an exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["scorer"]:
+        return scorer.main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     parser.add_argument("config", type=Path, help="a page of configs/, e.g. configs/nano.py")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, metrics and the exported model")

@@ -40,6 +40,8 @@ SPECS = [
     "prumerge+:12,top=2,stride=5",
     "visionzip:0.3",
     "visionzip:12,contextual=0.5",
+    "learned:0.3",
+    "learned:12,per_tile=true",
     "norm:0.3,which=low",
     "random:0.3",
     "random:12,seed=5",

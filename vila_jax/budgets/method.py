@@ -108,8 +108,9 @@ class TokenMethod(Method):
         """What `choose` reads, `{role: name}`, for a tower of which `depth` blocks are built.
 
         Names are intermediates of the tower (`cls_attention/i`, `received_attention/i`, `keys/i`, ...), `features`
-        (what the projector takes, one vector per cell), `projected` (what the decoder would read), or `class_token`
-        (its feature, which a method may then merge: see `Selection`).
+        (what the projector takes, one vector per cell), `projected` (what the decoder would read), `learned_score`
+        (what the model's token scorer gives each cell), or `class_token` (its feature, which a method may then merge:
+        see `Selection`).
         """
         del vision, depth
         return {}
@@ -149,8 +150,8 @@ class TokenMethod(Method):
 
         Args:
           inputs: `{role: values}` for the roles of `intermediates`, tiles grouped by image: attention summed over heads
-            `[I, P, N]`, keys `[I, P, N, heads, H]`, features and projected tokens `[I, P, N, D]`, class tokens
-            `[I, P, 1, D]`. Values of padding tiles are arbitrary.
+            and learned scores `[I, P, N]`, keys `[I, P, N, heads, H]`, features and projected tokens `[I, P, N, D]`,
+            class tokens `[I, P, 1, D]`. Values of padding tiles are arbitrary.
           plan: the stacked plans.
           slots: `K`, static.
         """

@@ -9,6 +9,7 @@ from vila_jax.budgets.downsample import Downsample
 from vila_jax.budgets.fastervlm import FasterVLM
 from vila_jax.budgets.hiprune import HiPrune
 from vila_jax.budgets.hired import Hired
+from vila_jax.budgets.learned import Learned
 from vila_jax.budgets.method import Method
 from vila_jax.budgets.norm import Norm
 from vila_jax.budgets.pool import Pool
@@ -36,6 +37,7 @@ METHODS: dict[str, type[Method]] = {  # by stage, in the order of the road; the 
         PruMerge,
         PruMergePlus,
         VisionZip,
+        Learned,
         Norm,
         Random,
         Uniform,

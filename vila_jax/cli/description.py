@@ -34,6 +34,7 @@ _PARTS = (
     "vision_tower",
     "projector",
     "newline",
+    "scorer",
     "decoder.embedding",
     "decoder.layers",
     "decoder.norm",

@@ -6,10 +6,10 @@ Other spellings under which checkpoints exist are brought to it by `KeyTable.can
 
 The layouts name the same parts, under prefixes of their own:
 
-                   tower                                  projector                   decoder
-    llava          vision_tower.vision_model.*            multi_modal_projector.*     language_model.*
-    folders        vision_tower/vision_model.*            mm_projector/layers.N.*     llm/*
-    v1             model.vision_tower.vision_tower.*      model.mm_projector.N.*      *
+               tower                                projector                  decoder             scorer
+    llava      vision_tower.vision_model.*          multi_modal_projector.*    language_model.*    token_scorer.*
+    folders    vision_tower/vision_model.*          mm_projector/layers.N.*    llm/*               token_scorer/*
+    v1         model.vision_tower.vision_tower.*    model.mm_projector.N.*     *                   token_scorer.*
 
 With folders, what stands before the slash is the folder, and the rest the name in its files. InternViT has names of its
 own and no `vision_model`.
@@ -77,6 +77,8 @@ _DECODER = {  # Llama, Mistral and Qwen2
     "head": "lm_head.weight",
 }
 
+_SCORER = ("norm.*", "fc1.*", "fc2.*")  # this library's own, of the same names on both sides
+
 _LLAVA_ALIASES = (  # (spelling, canonical spelling), applied in this order
     # transformers >= 4.52 in memory: everything but the head under `model.`
     (re.compile(r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.|image_newline$)"), ""),
@@ -136,11 +138,13 @@ def key_table(layout: Layout, config: VLMConfig) -> KeyTable:
     if layout == "llava":
         return LLAVA
     if layout == "folders":
-        return _table("vision_tower/", "llm/", config, _projector(config.projector, "mm_projector/layers."))
-    return _table("model.vision_tower.vision_tower.", "", config, _projector(config.projector, "model.mm_projector."))
+        projector = _projector(config.projector, "mm_projector/layers.")
+        return _table("vision_tower/", "llm/", "token_scorer/", config, projector)
+    projector = _projector(config.projector, "model.mm_projector.")
+    return _table("model.vision_tower.vision_tower.", "", "token_scorer.", config, projector)
 
 
-def _table(tower: str, decoder: str, config: VLMConfig | None, projector: Mapping[str, str]) -> KeyTable:
+def _table(tower: str, decoder: str, scorer: str, config: VLMConfig | None, projector: Mapping[str, str]) -> KeyTable:
     """The table of the parts under these prefixes.
 
     Args:
@@ -151,6 +155,7 @@ def _table(tower: str, decoder: str, config: VLMConfig | None, projector: Mappin
     rows = {f"vision_tower.{ours}": f"{tower}{theirs}" for ours, theirs in names.items()}
     rows |= projector
     rows |= {f"decoder.{ours}": f"{decoder}{theirs}" for ours, theirs in _DECODER.items()}
+    rows |= {f"scorer.{name}": f"{scorer}{name}" for name in _SCORER}
     aliases = _LLAVA_ALIASES if config is None else _projector_aliases(rows)
     # `inv_freq` is a buffer of old Llama versions
     unused = re.compile(rf"\.rotary_emb\.inv_freq$|^{re.escape(tower)}({_UNUSED_OF_TOWER})")
@@ -183,7 +188,7 @@ def _rename(name: str, patterns: Iterable[tuple[str, str]]) -> str | None:
     return None
 
 
-LLAVA = _table("vision_tower.", "language_model.", None, _LLAVA_PROJECTOR)
+LLAVA = _table("vision_tower.", "language_model.", "token_scorer.", None, _LLAVA_PROJECTOR)
 
 
 def canonical(name: str) -> str:

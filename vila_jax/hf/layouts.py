@@ -6,6 +6,7 @@
               ./llm/           config.json, generation_config.json, *.safetensors, tokenizer
               ./vision_tower/  config.json, preprocessor_config.json, *.safetensors
               ./mm_projector/  config.json, *.safetensors
+              ./token_scorer/  *.safetensors, where this library has added one
 
 The config of a part is the one in its folder; the copy that VILA's root config may hold is used only where there is
 none. A tower that is not there is fetched by the name under which the config knows it, from the Hub alone: a path in a
@@ -91,6 +92,8 @@ def _three_folders(folder: epath.Path, config: dict[str, Any], weights: bool) ->
             found = _part_shards(folder, part, described) if weights else {}
         config = config | {key: described}
         shards |= under(f"{part}/", found)
+    if weights and (scorer := folder / "token_scorer").is_dir():
+        shards |= under("token_scorer/", open_shards(scorer, folder))
     preprocessor = preprocessor or read_json(folder / "vision_tower", "preprocessor_config.json") or {}
     return Pieces(config, read_json(folder / "llm", "generation_config.json") or {}, preprocessor, shards)
 

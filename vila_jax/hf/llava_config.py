@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vila_jax.errors import ConfigError
-from vila_jax.hf.model_config import ModelConfig, feature_layers, first_id, token_ids
+from vila_jax.hf.model_config import ModelConfig, feature_layers, first_id, scorer_width, token_ids
 from vila_jax.hf.section import Section
 from vila_jax.hf.text_config import decoder_defaults, parse_text
 from vila_jax.hf.vision_config import ACTIVATIONS, LLAVA_TOWER, TOWER_NAMES, parse_vision
@@ -49,6 +49,7 @@ def parse_llava(config: Mapping[str, Any], generation: Mapping[str, Any] | None 
         feature_layers=layers,
         keep_class_token=_keep_class_token(top, vision, model_type),
         has_newline=model_type == "llava_next",
+        scorer_width=scorer_width(top),
     )
     language, ids = decoder_defaults(text)
     sources = (Section(generation or {}, "generation_config.json"), top, text, Section(ids, ""))

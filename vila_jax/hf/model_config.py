@@ -76,6 +76,13 @@ class ModelConfig:
         return sum(squares[:-1]) + (self.max_tiles if self.pictures.mode == "dynamic_s2" else squares[-1])
 
 
+def scorer_width(top: Section) -> int | None:
+    """Hidden width of the token scorer that this library may add to any model; None without one."""
+    if top.get("token_scorer") is None:
+        return None
+    return top.section("token_scorer").integer("hidden_size", 0)
+
+
 def token_ids(sources: tuple[Section, ...], key: str) -> tuple[int, ...]:
     """The first of `sources` that has the key decides; a list is as good as a number."""
     for source in sources:

@@ -17,7 +17,7 @@ JSON = dict[str, Any]
 
 _OF_THE_WHOLE = re.compile(  # keys of VILA v1 that are not the decoder's
     r"mm_|image_|video_|vision_|tune_|freeze_|unfreeze_|use_mm_|tokenizer_|s2|dynamic_|_name_or_path|chat_template|fps$"
-    r"|num_(video|time|look|token)|(min|max)_tiles|interpolate_mode|model_dtype|time_token|soft_ce|look_close|ps3"
+    r"|num_(video|time|look|token)|token_scorer$|(min|max)_tiles|interpolate_mode|model_dtype|time_token|soft_ce|look_close|ps3"
     r"|high_res_|top_down_|resume_path"
 )
 _HISTORY = ("_name_or_path", "resume_path", "_attn_implementation_autoset", "transformers_version")
@@ -145,7 +145,7 @@ def hf_llava(parts: Parts, decoder: DecoderConfig, pictures: VilaPictures, has_h
         "text_config": text,
         "vision_config": vision,
         "tie_word_embeddings": decoder.tie_embeddings,
-    }
+    } | _scorer(parts.whole)
     processor = {
         "processor_class": "LlavaProcessor",
         "image_token": "<image>",
@@ -182,7 +182,7 @@ def _from_llava(checkpoint: Checkpoint) -> Parts:
         "mm_hidden_size": vlm.vision.hidden_size,
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
-    }
+    } | _scorer(raw)
     return Parts(
         llm=_explicit(llm, vlm.decoder),
         tower={"model_type": "clip_vision_model", **tower},
@@ -190,6 +190,11 @@ def _from_llava(checkpoint: Checkpoint) -> Parts:
         whole=whole,
         preprocessor=_vila_preprocessor(pictures),
     )
+
+
+def _scorer(config: Mapping[str, Any]) -> JSON:
+    """The key of the token scorer, which is the same in all layouts, where there is one."""
+    return {key: value for key, value in config.items() if key == "token_scorer"}
 
 
 def _no_place(what: str) -> ConfigError:

@@ -19,6 +19,7 @@ from vila_jax.hf.model_config import (
     ModelConfig,
     feature_layers,
     first_id,
+    scorer_width,
     token_ids,
 )
 from vila_jax.hf.section import Section
@@ -99,6 +100,7 @@ def parse_vila(
             feature_layers=feature_layers(top, "mm_vision_select_layer", vision.num_layers, several=False),
             keep_class_token=keep_class_token,
             num_scales=scales,
+            scorer_width=scorer_width(top),
         ),
         model_type="vila",
         architecture=f"{_DISPLAY[shown]} ({TOWER_NAMES[vision.kind]} + {family})",

@@ -30,7 +30,7 @@ from vila_jax.nn.vit import Intermediates
 from vila_jax.nn.vlm import VLM
 
 CLASS_TOKEN = "class_token"
-_BEHIND_THE_TOWER = ("features", "projected")
+_BEHIND_THE_TOWER = ("features", "projected", "learned_score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +284,8 @@ def select(
             return cells
         if name == "projected":
             return model.project(cells)
+        if name == "learned_score":
+            return model.score(cells)
         found = encoded.intermediates[name]
         if name == CLASS_TOKEN:
             return _class_cells(encoded, scales, window)

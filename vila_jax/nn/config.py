@@ -142,6 +142,7 @@ class VLMConfig:
       keep_class_token: whether the class token stays among the visual tokens (strategy `full` / `cls_patch`).
       has_newline: whether there is a learned `image_newline` embedding (LLaVA-NeXT).
       num_scales: feature maps of one picture at several scales that are concatenated along the width (S2).
+      scorer_width: hidden width of the token scorer (`vila_jax.nn.scorer`); None without one.
     """
 
     vision: VisionConfig
@@ -151,6 +152,7 @@ class VLMConfig:
     keep_class_token: bool = False
     has_newline: bool = False
     num_scales: int = 1
+    scorer_width: int | None = None
 
     @property
     def vision_depth(self) -> int:

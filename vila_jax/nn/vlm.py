@@ -20,6 +20,7 @@ from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.decoder import Decoder
 from vila_jax.nn.params import normal, weight
 from vila_jax.nn.projector import Projector
+from vila_jax.nn.scorer import Scorer
 from vila_jax.nn.tower_tokens import Reduction
 from vila_jax.nn.vit import Intermediates, VisionTower
 
@@ -36,6 +37,11 @@ class VLM(nnx.Module):
         self.newline = (
             weight((config.decoder.hidden_size,), ("norm",), normal(0.02), rngs=rngs, dtype=dtype)
             if config.has_newline
+            else None
+        )
+        self.scorer = (
+            Scorer(config.projector.widths[0], config.scorer_width, rngs=rngs, dtype=dtype)
+            if config.scorer_width is not None
             else None
         )
 
@@ -74,6 +80,12 @@ class VLM(nnx.Module):
         """Visual tokens from merged vectors, each by itself; any selection of them may be given."""
         with jax.named_scope("projector"):
             return self.projector(merged)
+
+    def score(self, merged: Float[Array, "*batch Dm"]) -> Float[Array, "*batch"]:
+        """What the token scorer, which the model must have, gives merged vectors: float32, larger for what matters."""
+        assert self.scorer is not None, "this model has no token scorer"
+        with jax.named_scope("scorer"):
+            return self.scorer(merged)
 
     def with_newline(self, visual: Float[Array, "V D"]) -> Float[Array, "W D"]:
         """Appends the newline embedding, so that `source` can point at it with the index `V`."""
