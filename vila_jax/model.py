@@ -172,7 +172,10 @@ class Model:
         messages: Messages | None = None,
         budget: BudgetLike = OWN,
     ) -> Float[np.ndarray, "T C"]:
-        """Float32 logits at every position of the spliced prompt: text and kept visual tokens."""
+        """Float32 logits of all tokens of the spliced prompt: text and kept visual tokens.
+
+        Of a budget inside the decoder these are the tokens that its last layer reads.
+        """
         chosen = self._budget(budget)
         return self.engine.logits(self._spliced(self._single(prompt, images, messages, chosen)), budget=chosen)
 
@@ -306,7 +309,7 @@ def parse_budget(budget: BudgetLike, checkpoint: Checkpoint) -> Budget | None:
     """A budget that this model can meet.
 
     Raises:
-      BudgetError: it cannot be parsed, or the model's tower lacks what the method needs.
+      BudgetError: it cannot be parsed, or the model lacks what the method needs.
     """
     if budget is None:
         return None
@@ -314,6 +317,8 @@ def parse_budget(budget: BudgetLike, checkpoint: Checkpoint) -> Budget | None:
     vlm = checkpoint.config.vlm
     if (step := parsed.step("tokens")) is not None:
         required_intermediates(step, vlm.vision, vlm.vision_depth)
+    if (step := parsed.step("decoder")) is not None:
+        step.decoder_method.check(vlm.decoder.num_layers, step.keep)
     return parsed
 
 

@@ -6,7 +6,9 @@ of a prompt alone.
 """
 
 import itertools
+from collections.abc import Sequence
 
+from vila_jax.budgets import Step, layer_tokens
 from vila_jax.nn.config import DecoderConfig, VLMConfig
 
 
@@ -24,11 +26,16 @@ def projector_flops(config: VLMConfig, tokens: int) -> int:
     return 2 * tokens * sum(i * o for i, o in itertools.pairwise(config.projector.widths))
 
 
-def decoder_flops(config: DecoderConfig, tokens: int) -> int:
-    """`tokens` tokens of a prompt through the decoder, and the head on the last of them."""
-    pairs = sum(visible_pairs(tokens, config.sliding_window(layer)) for layer in range(config.num_layers))
-    attention = 4 * config.num_heads * config.head_dim * pairs
-    return 2 * tokens * layer_weights(config) + attention + 2 * config.hidden_size * config.vocab_size
+def decoder_flops(config: DecoderConfig, tokens: int | Sequence[int]) -> int:
+    """A prompt through the decoder, and the head on its last token.
+
+    Args:
+      tokens: that all layers read, or each of them.
+    """
+    each = [tokens] * config.num_layers if isinstance(tokens, int) else tokens
+    pairs = sum(visible_pairs(n, config.sliding_window(layer)) for layer, n in enumerate(each))
+    linear = 2 * sum(each) * (layer_weights(config) // config.num_layers)
+    return linear + 4 * config.num_heads * config.head_dim * pairs + 2 * config.hidden_size * config.vocab_size
 
 
 def layer_weights(config: DecoderConfig) -> int:
@@ -43,12 +50,15 @@ def visible_pairs(tokens: int, window: int | None) -> int:
     return seen * (seen + 1) // 2 + (tokens - seen) * seen
 
 
-def prefill_flops(config: VLMConfig, tiles: int, visual: int, text: int) -> int:
+def prefill_flops(config: VLMConfig, tiles: int, visual: int, text: int, step: Step | None = None) -> int:
     """One prompt: `tiles` tiles, of which `visual` tokens are kept, and `text` tokens of text.
 
     Args:
       visual: tokens that reach the decoder. With a budget these alone are projected; without one padding and newline
         tokens make the number projected differ a little, which is neglected.
+      step: of a budget inside the decoder. To score tokens takes the keys of a layer and a few rows of attention, which
+        is neglected, too: less than a hundredth.
     """
     seen = tiles * tower_flops(config) + projector_flops(config, visual)
-    return seen + decoder_flops(config.decoder, visual + text)
+    each = [text + own for own in layer_tokens(step, config.decoder.num_layers, visual)]
+    return seen + decoder_flops(config.decoder, each)

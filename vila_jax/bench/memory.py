@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vila_jax.hf.load import weight_shapes
 from vila_jax.nn.config import DecoderConfig, VLMConfig
@@ -57,7 +57,7 @@ class MemoryPlan:
 
 
 def memory_plan(
-    config: VLMConfig, *, itemsize: int, batch: int, tiles: int, prompt: int, cache_length: int, flash: bool
+    config: VLMConfig, *, itemsize: int, batch: int, tiles: int, prompt: int, cache_lengths: Sequence[int], flash: bool
 ) -> MemoryPlan:
     """Plans the memory of a batch.
 
@@ -65,12 +65,12 @@ def memory_plan(
       itemsize: bytes of one weight or activation.
       tiles: of the whole batch.
       prompt: padded length of every row.
-      cache_length: static length of the cache.
+      cache_lengths: static length of the cache of every layer of the decoder.
       flash: whether attention runs without writing its scores to memory.
     """
     return MemoryPlan(
         weights=itemsize * sum(parameter_counts(config).values()),
-        cache=batch * cache_length * kv_bytes_per_token(config.decoder, itemsize),
+        cache=batch * sum(cache_lengths) * kv_bytes_per_token(config.decoder, itemsize) // config.decoder.num_layers,
         logits=batch * config.decoder.vocab_size * FLOAT32,
         working=max(
             tower_working_bytes(config, tiles, itemsize, flash),

@@ -17,7 +17,8 @@ Axes of this room: `I` images, `P` tiles of an image (padded to `max_tiles`), `N
 of an image, `K` slots.  A patch is named by its flat index `tile * N + patch`, as in `vila_jax.vision.geometry`.
 """
 
-from vila_jax.budgets.count import capacity, total_tokens
+from vila_jax.budgets.count import capacity, decoder_counts, layer_tokens, total_tokens
+from vila_jax.budgets.decoder_method import DecoderMethod, Dropper
 from vila_jax.budgets.method import Method, Plan, Stage, TokenMethod
 from vila_jax.budgets.pipeline import make_plan, required_intermediates, select_tokens, stack_plans
 from vila_jax.budgets.registry import METHODS
@@ -27,6 +28,8 @@ from vila_jax.budgets.spec import Budget, Step
 __all__ = [
     "METHODS",
     "Budget",
+    "DecoderMethod",
+    "Dropper",
     "Method",
     "Plan",
     "Selection",
@@ -34,6 +37,8 @@ __all__ = [
     "Step",
     "TokenMethod",
     "capacity",
+    "decoder_counts",
+    "layer_tokens",
     "make_plan",
     "required_intermediates",
     "select_tokens",

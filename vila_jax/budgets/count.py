@@ -1,5 +1,7 @@
 """How many tokens a budget keeps. Nothing else in the package counts them."""
 
+import itertools
+
 from vila_jax.budgets.spec import Step
 from vila_jax.errors import BudgetError
 from vila_jax.vision.geometry import TileGeometry
@@ -40,6 +42,40 @@ def capacity(step: Step, max_tiles: int, patches_per_tile: int) -> int:
         _check_available(step.keep, patches, f"{max_tiles} tile(s)")
         return step.keep
     return max(1, int(patches * step.keep))
+
+
+def decoder_counts(step: Step, visual: int, where: str) -> tuple[int, ...]:
+    """Visual tokens that a row of `visual` has behind each stage of a step inside the decoder.
+
+    A fraction is truncated in double precision and leaves at least one token; a number of tokens is met exactly. A row
+    without visual tokens stays as it is.
+
+    Args:
+      where: names the row in errors.
+
+    Raises:
+      BudgetError: the row has fewer visual tokens than are asked for.
+    """
+    keep, last = step.keep, max(1, int(visual * step.keep))
+    if isinstance(keep, int):
+        if visual:
+            _check_available(keep, visual, where)
+        keep, last = keep / max(visual, keep), keep
+    *ratios, _ = step.decoder_method.ratios(keep)
+    return tuple(min(visual, max(last, int(visual * ratio))) for ratio in (*ratios, keep))
+
+
+def layer_tokens(step: Step | None, depth: int, visual: int) -> tuple[int, ...]:
+    """Visual tokens that each of the `depth` layers of a decoder reads of a row that has `visual`.
+
+    Raises:
+      BudgetError: a layer does not exist, or there are fewer visual tokens than are asked for.
+    """
+    if step is None:
+        return (visual,) * depth
+    cuts = (0, *step.decoder_method.cuts(depth), depth)
+    counts = (visual, *decoder_counts(step, visual, "the prompt"))
+    return tuple(n for n, (start, end) in zip(counts, itertools.pairwise(cuts), strict=True) for _ in range(start, end))
 
 
 def _check_available(asked: int, available: int, what: str) -> None:

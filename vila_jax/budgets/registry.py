@@ -3,12 +3,24 @@
 import difflib
 from collections.abc import Iterable
 
+from vila_jax.budgets.fastv import FastV
 from vila_jax.budgets.hired import Hired
 from vila_jax.budgets.method import Method
+from vila_jax.budgets.pyramiddrop import PyramidDrop
 from vila_jax.budgets.random import Random
+from vila_jax.budgets.sparsevlm import SparseVLM
 from vila_jax.errors import BudgetError
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Hired, Random)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Hired,
+        Random,
+        FastV,
+        PyramidDrop,
+        SparseVLM,
+    )
+}
 
 
 def get(name: str) -> type[Method]:

@@ -21,6 +21,7 @@ from decimal import Decimal
 import numpy as np
 
 from vila_jax.budgets import registry
+from vila_jax.budgets.decoder_method import DecoderMethod
 from vila_jax.budgets.method import Method, Stage, TokenMethod
 from vila_jax.errors import BudgetError
 
@@ -91,6 +92,14 @@ class Step:
         rule = self.rule
         if not isinstance(rule, TokenMethod):
             raise TypeError(f"{self} works at the stage {rule.stage!r}, not on the tokens of a picture")
+        return rule
+
+    @property
+    def decoder_method(self) -> DecoderMethod:
+        """`rule`, of a step of the stage `decoder`."""
+        rule = self.rule
+        if not isinstance(rule, DecoderMethod):
+            raise TypeError(f"{self} works at the stage {rule.stage!r}, not inside the decoder")
         return rule
 
     @property

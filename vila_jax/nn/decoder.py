@@ -8,9 +8,14 @@ entries; prompts are padded on the right, so that entry `s` of the cache is alwa
     prefill   |p p p p p . . . . .|   writes entries 0..T-1, `.` is garbage that no query can see
     decode    |p p p g g g . . . .|   writes entry length[b], which overwrites the padding of shorter prompts
 
+Where a budget takes tokens away between two layers, the layers behind have fewer entries, and shorter caches; see
+`vila_jax.infer.shorten`.
+
 A batch of one has no batch axis in its cache: XLA would drop that axis by itself, but between the write and the read of
 a step, and then copy the whole cache.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +29,17 @@ from vila_jax.nn.layers import ACTIVATIONS, Linear, RMSNorm
 from vila_jax.nn.params import normal, weight
 from vila_jax.nn.rope import apply_rope, rotary_angles
 
-LayerCache = tuple[Float[Array, "*rows K S H"], Float[Array, "*rows K S H"]]
+LayerCache = tuple[Float[Array, "*rows K _S H"], Float[Array, "*rows K _S H"]]  # S differs from layer to layer
 Cache = tuple[LayerCache, ...]
+Rotation = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 
 
-def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:
-    """A cache of static `length` for `batch` rows."""
+def empty_cache(config: DecoderConfig, batch: int, length: int | Sequence[int], dtype: DTypeLike) -> Cache:
+    """A cache for `batch` rows, of one static `length` or of one for each layer."""
+    lengths = [length] * config.num_layers if isinstance(length, int) else length
     rows = () if batch == 1 else (batch,)
-    shape = (*rows, config.num_kv_heads, length, config.head_dim)
-    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
+    shapes = [(*rows, config.num_kv_heads, own, config.head_dim) for own in lengths]
+    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes)
 
 
 class CausalAttention(nnx.Module):
@@ -51,7 +58,7 @@ class CausalAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        rotation: tuple[Float[Array, "B T half"], Float[Array, "B T half"]],
+        rotation: Rotation,
         cache: LayerCache | None,
         offset: Int[Array, " B"] | None,
         segments: Int[Array, "B T"] | None,
@@ -66,6 +73,34 @@ class CausalAttention(nnx.Module):
             k, v = cache
         out = attention(q, k, v, causal=True, offset=offset, window=self.window, segments=segments)
         return self.out(out.reshape(batch, queries, -1)), cache
+
+    def keys(self, x: Float[Array, "B T D"], rotation: Rotation) -> Float[Array, "B K T H"]:
+        """The keys of these tokens, as they are cached."""
+        return apply_rope(self.k(x).reshape(*x.shape[:2], -1, self.head_dim), *rotation).swapaxes(1, 2)
+
+    def weights(
+        self,
+        x: Float[Array, "B R D"],
+        rotation: Rotation,
+        keys: Float[Array, "B K S H"],
+        index: Int[Array, "B R"],
+    ) -> Float[Array, "B R S"]:
+        """Attention that a few queries pay to all keys, averaged over heads, in float32: no fast kernel gives it.
+
+        Args:
+          x: the queries' tokens, normalised.
+          rotation: at their positions.
+          keys: as `keys` gives them or a cache holds them.
+          index: of each query among the keys; it sees those up to itself.
+        """
+        batch, queries = x.shape[:2]
+        q = apply_rope(self.q(x).reshape(batch, queries, -1, self.head_dim), *rotation)
+        q = q.reshape(batch, queries, keys.shape[1], -1, self.head_dim).astype(jnp.float32)
+        scores = jnp.einsum("BRKGH,BKSH->BKGRS", q, keys.astype(jnp.float32), precision="highest")
+        behind = index[:, :, None] - jnp.arange(keys.shape[2])[None, None, :]
+        visible = (behind >= 0) & (True if self.window is None else behind < self.window)
+        scores = jnp.where(visible[:, None, None], scores * self.head_dim**-0.5, -jnp.inf)
+        return jax.nn.softmax(scores, axis=-1).mean(axis=(1, 2))
 
 
 def _write(
@@ -106,7 +141,7 @@ class DecoderBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        rotation: tuple[Float[Array, "B T half"], Float[Array, "B T half"]],
+        rotation: Rotation,
         cache: LayerCache | None,
         offset: Int[Array, " B"] | None,
         segments: Int[Array, "B T"] | None,
@@ -152,14 +187,50 @@ class Decoder(nnx.Module):
         Returns:
           Hidden states ready for `logits`, and the cache.
         """
+        x, cache = self.run(x, positions, range(len(self.layers)), cache, offset, segments)
+        return self.norm(x), cache
+
+    def run(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        layers: range,
+        cache: Cache | None = None,
+        offset: Int[Array, " B"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Runs some of the blocks; `cache` is theirs alone. For the other arguments see `__call__`."""
         rotation = rotary_angles(self.rope, self.head_dim, positions)
         written: list[LayerCache] = []
-        for i, block in enumerate(self.layers):
+        for i in layers:
             with jax.named_scope(f"decoder_layer_{i}"):
-                x, layer_cache = block(x, rotation, None if cache is None else cache[i], offset, segments)
-            if layer_cache is not None:
-                written.append(layer_cache)
-        return self.norm(x), None if cache is None else tuple(written)
+                own = None if cache is None else cache[i - layers.start]
+                x, own = self.layers[i](x, rotation, own, offset, segments)
+            if own is not None:
+                written.append(own)
+        return x, None if cache is None else tuple(written)
+
+    def attention_weights(
+        self,
+        layer: int,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        queries: Int[Array, "B R"],
+    ) -> Float[Array, "B R T"]:
+        """Attention that some of the tokens would pay in a layer that reads `x`, averaged over heads, float32.
+
+        Args:
+          layer: 0-based.
+          x: what the layer reads.
+          positions: of all tokens.
+          queries: their indices among the tokens.
+        """
+        block = self.layers[layer]
+        normed = block.norm1(x)
+        cos, sin = rotary_angles(self.rope, self.head_dim, positions)
+        keys = block.attn.keys(normed, (cos, sin))
+        rows, *rotation = (jnp.take_along_axis(part, queries[:, :, None], axis=1) for part in (normed, cos, sin))
+        return block.attn.weights(rows, tuple(rotation), keys, queries)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
         """Scores of every vocabulary entry, float32."""
