@@ -144,6 +144,14 @@ def test_out_of_turn(tmp_path):
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
+def test_a_part_that_is_not_understood_is_not_lost_in_silence(tmp_path):
+    convert(open_checkpoint(CHECKPOINTS / V1), tmp_path / "hf", to="hf")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    parts = [{"type": "audio"}, {"type": "text", "text": "What?"}]
+    with pytest.raises(Exception, match="only text and images"):
+        tokenizer.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
+
+
 def test_what_ends_an_answer(tmp_path):
     """transformers' `generate` only knows what the generation config says."""
     source = _llama_3(tmp_path)

@@ -130,6 +130,8 @@ def test_a_new_model_is_a_llava(tmp_path):
         export(NewModel(VILA["VILA1.5-3b"]), state, tmp_path / "ours", to="hf")
     with pytest.raises(ConfigError, match=r"no form as `vila`\. Export it as `hf`, then"):
         export(NewModel(build().config.to_dict()), state, tmp_path / "ours", to="vila")
+    with pytest.raises(ConfigError, match="style: the files of a new model bring their own chat template"):
+        export(NewModel(build().config.to_dict()), state, tmp_path / "ours", to="hf", style="plain")
     assert not list(tmp_path.iterdir())
 
 

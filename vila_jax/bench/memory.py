@@ -7,6 +7,7 @@ import types
 from collections.abc import Mapping, Sequence
 
 from vila_jax.hf.load import weight_shapes
+from vila_jax.nn.attention import causal_block
 from vila_jax.nn.config import DecoderConfig, VLMConfig
 
 FLOAT32 = 4
@@ -95,5 +96,7 @@ def decoder_working_bytes(config: DecoderConfig, batch: int, tokens: int, itemsi
     residual = 2 * rows * config.hidden_size * itemsize
     mlp = rows * 3 * config.intermediate_size * itemsize
     projections = rows * (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim * itemsize
-    scores = 0 if flash else batch * config.num_heads * tokens**2 * (FLOAT32 + itemsize)
+    # A block's weights, and the scores of this and the next, which XLA may compute meanwhile.
+    block = batch * config.num_heads * causal_block(tokens) * tokens
+    scores = 0 if flash else block * (2 * FLOAT32 + itemsize)
     return residual + max(mlp, projections + scores)

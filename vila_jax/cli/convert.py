@@ -2,7 +2,8 @@
 
 Layouts: `hf` is Hugging Face's LLaVA or LLaVA-NeXT, `vila` the three folders of VILA1.5 and NVILA, `llava` the single
 folder of the original LLaVA and VILA v1. Tensors are copied one by one, bit by bit unless --lora or --dtype changes
-them. DST appears when it is complete; the same command goes on where an earlier one was ended.
+them. DST appears when it is complete; the same command goes on where an earlier one was ended. A VILA that becomes
+`hf` gets its conversation style as a chat template (--style, --era if it does not show its own).
 """
 
 import argparse
@@ -55,9 +56,13 @@ def size(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Converts one checkpoint."""
+    from vila_jax.errors import ConfigError
     from vila_jax.hf.checkpoint import open_checkpoint
     from vila_jax.hf.convert import convert
 
+    if args.era is not None and args.to != "hf":
+        what = "an era decides what the chat template of `--to hf` says, and nothing else"
+        raise ConfigError(what, where="--era", fix="Leave it out.")
     with Progress(enabled=not args.json) as progress:
         progress.phase("looking at the checkpoint")
         written = convert(
@@ -88,6 +93,7 @@ def _summary(written: "Written") -> dict[str, Any]:
         "files_reused": list(written.reused),
         "weights_merged": written.merged,
         "image_token_id": written.image_token_id,
+        "style": written.style,
     }
 
 
@@ -102,4 +108,6 @@ def closing_line(written: "Written") -> str:
         parts.append(f"{written.merged:,} weights merged")
     if written.image_token_id is not None:
         parts.append(f"image token {written.image_token_id}")
+    if written.style is not None:
+        parts.append(f"chat template: {written.style}")
     return " · ".join(parts)

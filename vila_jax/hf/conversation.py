@@ -11,16 +11,23 @@ from vila_jax.hf.checkpoint import Checkpoint
 from vila_jax.hf.out_tensor import json_bytes
 from vila_jax.text.as_template import chat_template, without_ours
 from vila_jax.text.prompts import VilaForm
+from vila_jax.text.vila_styles import VILA_STYLES
+
+OWN = "own"
+"""Instead of the name of a style, where the chat template of the checkpoint speaks."""
 
 TEMPLATE = "chat_template.jinja"
 
 
-def conversation_files(checkpoint: Checkpoint, style: str | None) -> dict[str, bytes]:
+def conversation_files(checkpoint: Checkpoint, style: str | None) -> tuple[str, dict[str, bytes]]:
     """`chat_template.jinja`; and `generation_config.json`, if answers end with more than it says.
 
     Args:
       checkpoint: of a VILA.
       style: name of a conversation style; None for the one that the checkpoint asks for.
+
+    Returns:
+      Name of the style that they speak, or `OWN`; and the files.
 
     Raises:
       ConfigError: an unknown style, or none is known for this decoder.
@@ -33,7 +40,7 @@ def conversation_files(checkpoint: Checkpoint, style: str | None) -> dict[str, b
     ends = list(dict.fromkeys((*checkpoint.config.eos_ids, *form.stop_ids(chosen))))
     if set(ends) != set(checkpoint.config.eos_ids):
         files["generation_config.json"] = json_bytes(checkpoint.generation | {"eos_token_id": ends})
-    return files
+    return next((name for name, known in VILA_STYLES.items() if known is chosen), OWN), files
 
 
 def without_conversation(files: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -75,15 +75,9 @@ def convert(
         tensors |= {by_path[path]: tensor for path, tensor in merged.items()}
     identity = _identity(checkpoint, target, adapter, (to, dtype, max_shard_bytes))
     with Staging(folder, identity, overwrite=overwrite) as staging:
-        written = write_checkpoint(
-            staging,
-            in_target(checkpoint, target, tensors, dtype),
-            target.files,
-            to=to,
-            max_shard_bytes=max_shard_bytes,
-            on_tensor=on_tensor,
-        )
-    return dataclasses.replace(written, merged=len(merged), image_token_id=target.image_token_id)
+        placed = in_target(checkpoint, target, tensors, dtype)
+        written = write_checkpoint(staging, target, placed, max_shard_bytes=max_shard_bytes, on_tensor=on_tensor)
+    return dataclasses.replace(written, merged=len(merged))
 
 
 def _refuse_own_source(folder: epath.PathLike, sources: Iterable[epath.PathLike]) -> None:

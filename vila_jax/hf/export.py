@@ -1,6 +1,5 @@
 """A model in memory as a checkpoint: of the files that it was loaded from, or of none."""
 
-import dataclasses
 from typing import Any
 
 from etils import epath
@@ -9,11 +8,13 @@ from flax import nnx
 from vila_jax.errors import CheckpointError, ConfigError
 from vila_jax.hf.checkpoint import Checkpoint
 from vila_jax.hf.files import name_list
+from vila_jax.hf.keys import LLAVA
 from vila_jax.hf.load import OnTensor, match_tensors, weight_shapes
 from vila_jax.hf.new_model import NewModel
 from vila_jax.hf.out_tensor import OutTensor
 from vila_jax.hf.safetensors import DTYPES
 from vila_jax.hf.staging import Staging
+from vila_jax.hf.targets import LAYOUTS, Target
 from vila_jax.hf.writing import (
     MAX_SHARD_BYTES,
     Written,
@@ -53,27 +54,27 @@ def export(
     that fails.
     """
     check_request(folder, to, dtype, overwrite)
-    token_id = None
     if isinstance(source, NewModel):
-        tensors, files = _of_new_model(source, state, to, dtype)
+        target, tensors = _of_new_model(source, state, to, dtype, style)
     else:
         target, held = target_of(source, to, dtype, style)
-        held |= _of_state(source, state, held)
-        tensors, files, token_id = in_target(source, target, held, dtype), target.files, target.image_token_id
+        tensors = in_target(source, target, held | _of_state(source, state, held), dtype)
     with Staging(folder, None, overwrite=overwrite) as staging:
-        written = write_checkpoint(staging, tensors, files, to=to, max_shard_bytes=max_shard_bytes, on_tensor=on_tensor)
-    return dataclasses.replace(written, image_token_id=token_id)
+        return write_checkpoint(staging, target, tensors, max_shard_bytes=max_shard_bytes, on_tensor=on_tensor)
 
 
 def _of_new_model(
-    model: NewModel, state: nnx.State, to: str, dtype: str | None
-) -> tuple[dict[str, OutTensor], dict[str, bytes]]:
+    model: NewModel, state: nnx.State, to: str, dtype: str | None, style: str | None
+) -> tuple[Target, dict[str, OutTensor]]:
     if to != "hf":
         fix = "Export it as `hf`, then convert that."
         raise ConfigError(f"a model without a checkpoint has no form as `{to}`", where="to", fix=fix)
+    if style is not None:
+        raise ConfigError("the files of a new model bring their own chat template", where="style", fix="Leave it out.")
     tensors = model.tensors(_arrays(state, model.vlm))
     stored = dtype or DTYPES[next(iter(tensors.values())).dtype].name
-    return {name: tensor.as_dtype(dtype) for name, tensor in tensors.items()}, model.small_files(stored)
+    target = Target(LAYOUTS[to], LLAVA, model.small_files(stored))
+    return target, {name: tensor.as_dtype(dtype) for name, tensor in tensors.items()}
 
 
 def _arrays(state: nnx.State, config: VLMConfig) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from etils import epath
 from vila_jax.errors import CheckpointError
 
 _MANIFEST = ".manifest"
+_ELSEWHERE = "Choose a folder where you may write."
+_GO_ON = "Make room or choose another folder; the same command goes on after the files that are finished."
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -41,7 +43,7 @@ def check_target(folder: epath.PathLike, *, overwrite: bool) -> None:
     """
     target = _resolved(folder)
     if target.parent.is_dir():
-        with _explained(target), _locked(target):
+        with _explained(target, _ELSEWHERE), _locked(target):
             recover(target)
             _refuse_taken(target, overwrite)
 
@@ -98,7 +100,7 @@ class Staging:
         Raises:
           CheckpointError: the place is taken, or is being written by another process, or cannot be written.
         """
-        with _explained(self.target), contextlib.ExitStack() as stack:
+        with _explained(self.target, _ELSEWHERE), contextlib.ExitStack() as stack:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_locked(self.target))
             recover(self.target)
@@ -251,12 +253,11 @@ def _lock(descriptor: int, target: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: epath.Path) -> Iterator[None]:
+def _explained(path: epath.Path, fix: str = _GO_ON) -> Iterator[None]:
     """Says of an error of the operating system which file it concerns."""
     try:
         yield
     except OSError as error:
-        fix = "Make room or choose another folder; the same command goes on after the files that are finished."
         raise CheckpointError(f"cannot be written ({error})", where=str(path), fix=fix) from error
 
 

@@ -44,12 +44,14 @@ class Target:
       table: names of its tensors and ours.
       files: relative path -> contents; `config.json` is the last.
       image_token: the rows of the embedding table; None leaves them alone.
+      style: name of the conversation style that the chat template of a LLaVA speaks, if it was given one.
     """
 
     layout: Layout
     table: KeyTable
     files: dict[str, bytes]
     image_token: ImageToken | None = None
+    style: str | None = None
 
     @property
     def image_token_id(self) -> int | None:
@@ -88,8 +90,9 @@ def make_target(checkpoint: Checkpoint, to: str, dtype: str | None, style: str |
     _check_same(checkpoint, layout, files, token, to)
     copied = _beside_the_tokenizer(checkpoint, layout, token)
     if layout == "llava":
-        copied |= conversation_files(checkpoint, style)
-    return Target(layout, table, _ordered({**copied, **files}, dtype), token)
+        style, conversation = conversation_files(checkpoint, style)
+        copied |= conversation
+    return Target(layout, table, _ordered({**copied, **files}, dtype), token, style)
 
 
 def _refuse(config: ModelConfig, to: str) -> None:

@@ -30,6 +30,7 @@ class Written:
       reused: those among them that an earlier attempt had finished.
       merged: weights that a LoRA changed.
       image_token_id: of a LLaVA that was given an image token.
+      style: name of the conversation style of a LLaVA that was given a chat template.
     """
 
     folder: epath.Path
@@ -40,6 +41,7 @@ class Written:
     reused: tuple[str, ...]
     merged: int = 0
     image_token_id: int | None = None
+    style: str | None = None
 
 
 def check_request(folder: epath.PathLike, to: str, dtype: str | None, overwrite: bool) -> None:
@@ -99,10 +101,9 @@ def in_target(
 
 def write_checkpoint(
     staging: Staging,
+    target: Target,
     tensors: Mapping[str, OutTensor],
-    files: Mapping[str, bytes],
     *,
-    to: str,
     max_shard_bytes: int,
     on_tensor: OnTensor | None,
 ) -> Written:
@@ -111,7 +112,6 @@ def write_checkpoint(
     Args:
       staging: entered.
       tensors: by their name in the target, with the folder before the last slash.
-      files: relative path -> contents; `config.json` is the last.
       max_shard_bytes: tensors are spread over several files above this size.
       on_tensor: called after each tensor.
 
@@ -138,10 +138,19 @@ def write_checkpoint(
                 done += sum(tensor.nbytes for tensor in held)
         small |= {prefix + name: data for name, data in index_file(planned).items()}
     reused = tuple(staging.reused)
-    for name, data in (small | dict(files)).items():
+    for name, data in (small | target.files).items():
         staging.write(name, functools.partial(epath.Path.write_bytes, data=data))
     staging.take_place()
-    return Written(staging.target, to, len(tensors), total, tuple(shards), reused)
+    return Written(
+        folder=staging.target,
+        to=next(name for name, layout in LAYOUTS.items() if layout == target.layout),
+        tensors=len(tensors),
+        nbytes=total,
+        shards=tuple(shards),
+        reused=reused,
+        image_token_id=target.image_token_id,
+        style=target.style,
+    )
 
 
 def _by_folder(tensors: Mapping[str, OutTensor]) -> dict[str, list[OutTensor]]:

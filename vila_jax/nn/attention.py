@@ -79,6 +79,11 @@ def attention(
     return _xla_attention(q, k, v, visible)
 
 
+def causal_block(queries: int) -> int:
+    """Queries of a block of causal attention in which XLA holds the scores: a quarter, in multiples of 64."""
+    return max(_MIN_BLOCK, -(-queries // (4 * 64)) * 64)
+
+
 def _causal_blocks(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B K T H"],
@@ -91,9 +96,8 @@ def _causal_blocks(
     Four blocks leave out three eighths of the products and of the softmax, and a block's scores stay in the cache of
     the processor.
     """
-    queries = q.shape[1]
-    size = max(_MIN_BLOCK, -(-queries // (4 * 64)) * 64)
-    blocks = []
+    queries, blocks = q.shape[1], []
+    size = causal_block(queries)
     for start in range(0, queries, size):
         end = min(queries, start + size)
         first = 0 if window is None else max(0, start - window + 1)
