@@ -67,9 +67,9 @@ def test_cache_of_vicuna_takes_half_a_mebibyte_per_token():
 
 
 def test_cache_bytes_are_those_of_the_real_cache():
-    cache = jax.eval_shape(lambda: empty_cache(SMALL.decoder, 3, (192,), jnp.bfloat16))
+    cache = jax.eval_shape(lambda: empty_cache(SMALL.decoder, 3, 192, jnp.bfloat16))
     real = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
-    plan = memory.memory_plan(SMALL, itemsize=2, batch=3, tiles=3, prompt=128, cache_lengths=(192,), flash=True)
+    plan = memory.memory_plan(SMALL, itemsize=2, batch=3, tiles=3, prompt=128, cache_length=192, flash=True)
     assert plan.cache == real
 
 
@@ -79,7 +79,7 @@ def test_cache_bytes_of_a_budget_inside_the_decoder_are_those_of_the_real_cache(
     cache = jax.eval_shape(lambda: empty_cache(decoder, 2, lengths, jnp.bfloat16))
     real = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
     config = dataclasses.replace(SMALL, decoder=decoder)
-    plan = memory.memory_plan(config, itemsize=2, batch=2, tiles=2, prompt=512, cache_lengths=lengths, flash=True)
+    plan = memory.memory_plan(config, itemsize=2, batch=2, tiles=2, prompt=512, cache_length=lengths, flash=True)
     assert plan.cache == real
 
 
@@ -109,7 +109,7 @@ def test_working_memory_of_the_tower_bounds_what_xla_plans(tiles):
 def test_the_plan_takes_the_hungrier_of_the_two():
     def plan(tiles, prompt):
         return memory.memory_plan(
-            SMALL, itemsize=4, batch=1, tiles=tiles, prompt=prompt, cache_lengths=(prompt,), flash=False
+            SMALL, itemsize=4, batch=1, tiles=tiles, prompt=prompt, cache_length=prompt, flash=False
         ).working
 
     assert plan(4, 128) == memory.tower_working_bytes(SMALL, 4, 4, flash=False)

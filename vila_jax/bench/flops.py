@@ -6,9 +6,9 @@ of a prompt alone.
 """
 
 import itertools
-from collections.abc import Sequence
 
-from vila_jax.budgets import Step, layer_tokens
+from vila_jax.budgets import Dropper, Step, decoder_counts, layer_tokens
+from vila_jax.budgets.sparse import Sparse
 from vila_jax.nn.config import DecoderConfig, VLMConfig
 
 
@@ -26,16 +26,37 @@ def projector_flops(config: VLMConfig, tokens: int) -> int:
     return 2 * tokens * sum(i * o for i, o in itertools.pairwise(config.projector.widths))
 
 
-def decoder_flops(config: DecoderConfig, tokens: int | Sequence[int]) -> int:
-    """A prompt through the decoder, and the head on its last token.
+def decoder_flops(config: DecoderConfig, text: int, visual: int = 0, step: Step | None = None) -> int:
+    """A prompt of `text` and `visual` tokens through the decoder, and the head on its last token.
 
     Args:
-      tokens: that all layers read, or each of them.
+      step: of a budget inside the decoder; what its scores cost is counted.
     """
-    each = [tokens] * config.num_layers if isinstance(tokens, int) else tokens
-    pairs = sum(visible_pairs(n, config.sliding_window(layer)) for layer, n in enumerate(each))
+    each = [text + own for own in layer_tokens(step, config.num_layers, visual)]
+    pairs = [visible_pairs(n, config.sliding_window(layer)) for layer, n in enumerate(each)]
+    scores = 0
+    match None if step is None else step.decoder_method:
+        case Sparse(layer=first):
+            seen = text + decoder_counts(step, visual, "the prompt")[-1]
+            pairs[first:] = [n * (seen + 1) for n in each[first:]]  # and itself
+            scores = sum(scoring_flops(config, n, 1, keys=False) for n in each[first:])
+        case Dropper() as rule:
+            raters = text if rule.asks_question else 1
+            before = [each[cut - 1] for cut in rule.cuts(config.num_layers)]
+            scores = sum(scoring_flops(config, n, raters, keys=True) for n in before)
     linear = 2 * sum(each) * (layer_weights(config) // config.num_layers)
-    return linear + 4 * config.num_heads * config.head_dim * pairs + 2 * config.hidden_size * config.vocab_size
+    attention = 4 * config.num_heads * config.head_dim * sum(pairs)
+    return linear + attention + scores + 2 * config.hidden_size * config.vocab_size
+
+
+def scoring_flops(config: DecoderConfig, tokens: int, raters: int, *, keys: bool) -> int:
+    """Rows of attention that `raters` tokens pay to `tokens`.
+
+    Args:
+      keys: whether queries and keys are computed once more for them.
+    """
+    once_more = raters * config.num_heads + tokens * config.num_kv_heads if keys else 0
+    return 2 * config.head_dim * (config.hidden_size * once_more + raters * tokens * config.num_heads)
 
 
 def layer_weights(config: DecoderConfig) -> int:
@@ -56,9 +77,7 @@ def prefill_flops(config: VLMConfig, tiles: int, visual: int, text: int, step: S
     Args:
       visual: tokens that reach the decoder. With a budget these alone are projected; without one padding and newline
         tokens make the number projected differ a little, which is neglected.
-      step: of a budget inside the decoder. To score tokens takes the keys of a layer and a few rows of attention, which
-        is neglected, too: less than a hundredth.
+      step: of a budget inside the decoder.
     """
     seen = tiles * tower_flops(config) + projector_flops(config, visual)
-    each = [text + own for own in layer_tokens(step, config.decoder.num_layers, visual)]
-    return seen + decoder_flops(config.decoder, each)
+    return seen + decoder_flops(config.decoder, text, visual, step)

@@ -2,6 +2,7 @@
 
 import itertools
 
+from vila_jax.budgets.decoder_method import Dropper
 from vila_jax.budgets.spec import Step
 from vila_jax.errors import BudgetError
 from vila_jax.vision.geometry import TileGeometry
@@ -71,9 +72,10 @@ def layer_tokens(step: Step | None, depth: int, visual: int) -> tuple[int, ...]:
     Raises:
       BudgetError: a layer does not exist, or there are fewer visual tokens than are asked for.
     """
-    if step is None:
+    rule = None if step is None else step.decoder_method
+    if step is None or not isinstance(rule, Dropper):
         return (visual,) * depth
-    cuts = (0, *step.decoder_method.cuts(depth), depth)
+    cuts = (0, *rule.cuts(depth), depth)
     counts = (visual, *decoder_counts(step, visual, "the prompt"))
     return tuple(n for n, (start, end) in zip(counts, itertools.pairwise(cuts), strict=True) for _ in range(start, end))
 

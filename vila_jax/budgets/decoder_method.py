@@ -1,6 +1,6 @@
 """What a method inside the decoder is.
 
-    DecoderMethod            stage `decoder`
+    DecoderMethod            stage `decoder`                                          sparse
     └ Dropper                visual tokens leave for good before some layers          fastv, pyramiddrop, sparsevlm
 
 A dropper is a schedule. The layers before a *cut* read a longer sequence than those behind it; all text stays, and of

@@ -8,6 +8,7 @@ from vila_jax.budgets.hired import Hired
 from vila_jax.budgets.method import Method
 from vila_jax.budgets.pyramiddrop import PyramidDrop
 from vila_jax.budgets.random import Random
+from vila_jax.budgets.sparse import Sparse
 from vila_jax.budgets.sparsevlm import SparseVLM
 from vila_jax.errors import BudgetError
 
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
         FastV,
         PyramidDrop,
         SparseVLM,
+        Sparse,
     )
 }
 

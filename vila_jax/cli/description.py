@@ -247,7 +247,7 @@ def memory_plans(checkpoint: Checkpoint, budgets: list[Budget | None], batch: in
                 batch=rows,
                 tiles=tiles,
                 prompt=length,
-                cache_lengths=_cache_lengths(config, step, visual, length),
+                cache_length=_cache_lengths(config, step, visual, length),
                 flash=flash,
             )
             work = flops.prefill_flops(vlm, planner.tower_tiles(geometry), visual, TEXT_TOKENS, step)

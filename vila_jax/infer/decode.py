@@ -7,8 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from vila_jax.infer.decoder_plan import Stages
 from vila_jax.infer.sampler import Sampler
+from vila_jax.infer.sparse import Watched, focus_on
 from vila_jax.nn.decoder import Cache, Decoder, LayerCache
+
+_ALL_ALIKE = Stages()
 
 
 class Progress(NamedTuple):
@@ -21,7 +25,8 @@ class Progress(NamedTuple):
       generated: number of tokens generated, that one included, `[B]`.
       limit: number of tokens asked for, `[B]`.
       done: rows that met an end token or their limit, or were stopped; they are carried along unchanged, `[B]`.
-      lost: with a budget inside the decoder, how many entries fewer the layers behind each cut have, `[S, B]`.
+      lost: with tokens dropped inside the decoder, how many entries fewer the layers behind each cut have, `[S, B]`.
+      watched: with sparse attention, what it chooses among.
     """
 
     cache: Cache
@@ -31,6 +36,7 @@ class Progress(NamedTuple):
     limit: Int[Array, " B"]
     done: Bool[Array, " B"]
     lost: Int[Array, "S B"] | None = None
+    watched: Watched | None = None
 
 
 def decode_chunk(
@@ -42,16 +48,14 @@ def decode_chunk(
     end_tokens: Int[Array, " E"],
     *,
     steps: int,
-    cuts: tuple[int, ...] = (),
-    renumbered: bool = False,
+    stages: Stages = _ALL_ALIKE,
 ) -> tuple[Progress, Int[Array, "B steps"]]:
     """Up to `steps` more tokens for every row, fewer when all rows are done.
 
     Args:
       stopped: rows that the host has ended.
       end_tokens: tokens that finish a row; they are returned, too.
-      cuts, renumbered: with a budget inside the decoder, the layers before which tokens were dropped, and whether
-        positions were counted anew.
+      stages: with a budget inside the decoder, where layers differ.
 
     Returns:
       The new progress, and the tokens with -1 where a row had finished before.
@@ -65,7 +69,7 @@ def decode_chunk(
 
     def one(carry: tuple[Array, Progress, Array]) -> tuple[Array, Progress, Array]:
         step, progress, tokens = carry
-        hidden, cache = read_token(decoder, progress, cuts, renumbered)
+        hidden, cache = read_token(decoder, progress, stages)
         progress = progress._replace(cache=cache, lengths=progress.lengths + ~progress.done)
         chosen = sampler(decoder.logits(hidden[:, 0]), progress.generated)
         emitted = jnp.where(progress.done, -1, chosen)
@@ -76,18 +80,19 @@ def decode_chunk(
     return progress, tokens
 
 
-def read_token(
-    decoder: Decoder, progress: Progress, cuts: tuple[int, ...], renumbered: bool
-) -> tuple[Float[Array, "B 1 D"], Cache]:
+def read_token(decoder: Decoder, progress: Progress, stages: Stages) -> tuple[Float[Array, "B 1 D"], Cache]:
     """The last token of every row through the decoder, at the end of what each layer has cached of its row."""
     x, cache = decoder.embed(progress.token[:, None]), progress.cache
     written: list[LayerCache] = []
-    for stage, layers in enumerate(map(range, (0, *cuts), (*cuts, len(decoder.layers)))):
-        entries = progress.lengths
+    for stage, layers in enumerate(map(range, (0, *stages.cuts), (*stages.cuts, len(decoder.layers)))):
+        entries, focus = progress.lengths, None
         if stage > 0 and progress.lost is not None:
             entries = entries - progress.lost[stage - 1]
-        positions = entries if renumbered else progress.lengths
-        x, own = decoder.run(x, positions[:, None], layers, cache[layers.start : layers.stop], entries)
+        if stage > 0 and progress.watched is not None:
+            focus = focus_on(progress.watched, entries, stages.room)
+        positions = entries if stages.renumbered else progress.lengths
+        own = cache[layers.start : layers.stop]
+        x, own = decoder.run(x, positions[:, None], layers, own, entries, focus=focus)
         written.extend(own or ())
     return decoder.norm(x), tuple(written)
 

@@ -11,7 +11,7 @@ from vila_jax.budgets import Budget, Step, capacity, make_plan, stack_plans, tot
 from vila_jax.errors import BudgetError, ContextLengthError, PromptError
 from vila_jax.hf.config import ModelConfig
 from vila_jax.infer.buckets import count_bucket, tile_bucket
-from vila_jax.infer.decoder_plan import DecoderPlan, Kept, Schedule, plan_decoder
+from vila_jax.infer.decoder_plan import DecoderPlan, Kept, Schedule, SparseSchedule, plan_decoder
 from vila_jax.infer.pools import PoolTable
 from vila_jax.infer.prefill import Prompts
 from vila_jax.infer.vision import Pictures, Scales, Spec
@@ -88,7 +88,7 @@ class Layout:
     counts: list[Counts]
     cache_lengths: tuple[int, ...]
     kept: Kept | None = None
-    schedule: Schedule | None = None
+    schedule: Schedule | SparseSchedule | None = None
 
 
 class Planner:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vila_jax.budgets import Selection
 from vila_jax.infer.decode import Progress, decode_chunk
-from vila_jax.infer.decoder_plan import Schedule
+from vila_jax.infer.decoder_plan import Schedule, SparseSchedule, Stages
 from vila_jax.infer.layout import Layout, Tiles
 from vila_jax.infer.prefill import Prompts, prefill, prompt_embeddings, prompt_logits
 from vila_jax.infer.programs import Programs
@@ -81,7 +81,7 @@ class Phases:
         stopped: Bool[np.ndarray, " B"],
         sampler: Sampler,
         ends: Int[np.ndarray, " E"],
-        schedule: Schedule | None = None,
+        schedule: Schedule | SparseSchedule | None = None,
     ) -> tuple[Progress, Int[Array, "B steps"]]:
         """A chunk of further tokens of a batch that was read by `schedule`. Takes the memory of `progress` over."""
         return self._decode(self.programs.call, schedule, progress, stopped, sampler, ends)
@@ -92,7 +92,7 @@ class Phases:
         stopped: Bool[np.ndarray, " B"],
         sampler: Sampler,
         ends: Int[np.ndarray, " E"],
-        schedule: Schedule | None = None,
+        schedule: Schedule | SparseSchedule | None = None,
     ) -> None:
         """Makes the coming calls of `decode` fast."""
         self._decode(self.programs.compile, schedule, progress, stopped, sampler, ends)
@@ -101,6 +101,6 @@ class Phases:
         spec = tiles.spec
         return self.programs.call("vision tower", encode_tiles, tiles.pixels, dtype=spec.dtype, wanted=spec.wanted)
 
-    def _decode(self, do: Callable[..., Any], schedule: Schedule | None, *arrays: Any) -> Any:
-        cuts, renumbered = ((), False) if schedule is None else (schedule.cuts, schedule.renumbered)
-        return do("decode", decode_chunk, *arrays, donate=("progress",), steps=CHUNK, cuts=cuts, renumbered=renumbered)
+    def _decode(self, do: Callable[..., Any], schedule: Schedule | SparseSchedule | None, *arrays: Any) -> Any:
+        stages = Stages() if schedule is None else schedule.stages
+        return do("decode", decode_chunk, *arrays, donate=("progress",), steps=CHUNK, stages=stages)

@@ -8,12 +8,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vila_jax.infer.decode import Progress, advance
-from vila_jax.infer.decoder_plan import Kept, Schedule
+from vila_jax.infer.decoder_plan import Kept, Schedule, SparseSchedule
 from vila_jax.infer.sampler import Sampler
 from vila_jax.infer.shorten import Tokens, run_shortened
+from vila_jax.infer.sparse import Watched, run_sparse
 from vila_jax.infer.vision import VisualTokens
 from vila_jax.nn.config import DecoderConfig
-from vila_jax.nn.decoder import Cache, empty_cache
+from vila_jax.nn.decoder import Cache, Decoder, empty_cache
 from vila_jax.nn.vlm import VLM
 
 
@@ -61,16 +62,38 @@ def embed(model: VLM, prompts: Prompts, visual: VisualTokens | None) -> Tokens:
     return Tokens(embedded, positions, (prompts.source >= 0) & real, prompts.lengths)
 
 
+class Reading(NamedTuple):
+    """Prompts, read.
+
+    Attributes:
+      tokens: those that are left, ready for `logits`.
+      cache: filled.
+      lost, watched: with a budget inside the decoder; see `Progress`.
+    """
+
+    tokens: Tokens
+    cache: Cache | None
+    lost: Int[Array, "S B"] | None = None
+    watched: Watched | None = None
+
+
 def read(
-    model: VLM, tokens: Tokens, schedule: Schedule | None, kept: Kept | None, cache: Cache | None = None
-) -> tuple[Tokens, Cache | None, Int[Array, "S B"] | None]:
-    """Runs the decoder, by a schedule if there is one: the tokens that are left, ready for `logits`, the cache, and how
-    many tokens were lost (see `run_shortened`)."""
+    decoder: Decoder,
+    tokens: Tokens,
+    schedule: Schedule | SparseSchedule | None,
+    kept: Kept | None,
+    cache: Cache | None = None,
+) -> Reading:
+    """Runs the decoder, by a schedule if there is one."""
     if schedule is None or kept is None:
-        hidden, cache = model.decoder(tokens.x, tokens.positions, cache)
-        return tokens._replace(x=hidden), cache, None
-    tokens, cache, lost = run_shortened(model.decoder, tokens, schedule, kept, cache)
-    return tokens._replace(x=model.decoder.norm(tokens.x)), cache, lost
+        hidden, cache = decoder(tokens.x, tokens.positions, cache)
+        return Reading(tokens._replace(x=hidden), cache)
+    lost, watched = None, None
+    if isinstance(schedule, Schedule):
+        tokens, cache, lost = run_shortened(decoder, tokens, schedule, kept, cache)
+    else:
+        tokens, cache, watched = run_sparse(decoder, tokens, schedule, kept, cache)
+    return Reading(tokens._replace(x=decoder.norm(tokens.x)), cache, lost, watched)
 
 
 def prefill(
@@ -86,7 +109,7 @@ def prefill(
     config: DecoderConfig,
     dtype: str,
     cache_lengths: tuple[int, ...],
-    schedule: Schedule | None = None,
+    schedule: Schedule | SparseSchedule | None = None,
 ) -> Progress:
     """Reads the prompts and chooses the first token of every row.
 
@@ -103,10 +126,20 @@ def prefill(
     tokens = embed(model, prompts, visual)
     cache = empty_cache(config, batch, cache_lengths, jnp.dtype(dtype))
     with jax.named_scope("decoder_prefill"):
-        left, cache, lost = read(model, tokens, schedule, kept, cache)
+        reading = read(model.decoder, tokens, schedule, kept, cache)
+    left, none = reading.tokens, jnp.zeros(batch, jnp.int32)
     last = jnp.take_along_axis(left.x, left.lengths[:, None, None] - 1, axis=1)[:, 0]
-    none = jnp.zeros(batch, jnp.int32)
-    progress = Progress(cache, tokens.lengths, token=none, generated=none, limit=limit, done=limit <= 0, lost=lost)
+    assert reading.cache is not None
+    progress = Progress(
+        reading.cache,
+        tokens.lengths,
+        token=none,
+        generated=none,
+        limit=limit,
+        done=limit <= 0,
+        lost=reading.lost,
+        watched=reading.watched,
+    )
     return advance(progress, sampler(model.decoder.logits(last), none), end_tokens)
 
 
@@ -125,12 +158,12 @@ def prompt_logits(
     visual: VisualTokens | None,
     kept: Kept | None = None,
     *,
-    schedule: Schedule | None = None,
+    schedule: Schedule | SparseSchedule | None = None,
 ) -> tuple[Float[Array, "B T C"], Int[Array, " B"]]:
     """Float32 logits of all tokens of the spliced prompts, and the length of every row.
 
     With a budget inside the decoder, of the tokens that its last layer reads.
     """
     model = nnx.merge(graphdef, state)
-    left, _, _ = read(model, embed(model, prompts, visual), schedule, kept)
+    left = read(model.decoder, embed(model, prompts, visual), schedule, kept).tokens
     return model.decoder.logits(left.x), left.lengths

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from vila_jax.nn.attention import attention
 from vila_jax.nn.config import DecoderConfig
+from vila_jax.nn.focus import Focus, focused_attention, mean_weights
 from vila_jax.nn.layers import ACTIVATIONS, Linear, RMSNorm
 from vila_jax.nn.params import normal, weight
 from vila_jax.nn.rope import apply_rope, rotary_angles
@@ -62,6 +63,7 @@ class CausalAttention(nnx.Module):
         cache: LayerCache | None,
         offset: Int[Array, " B"] | None,
         segments: Int[Array, "B T"] | None,
+        focus: Focus | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         batch, queries = x.shape[:2]
         q, k, v = (project(x).reshape(batch, queries, -1, self.head_dim) for project in (self.q, self.k, self.v))
@@ -71,36 +73,20 @@ class CausalAttention(nnx.Module):
             cache = (_write(cache[0], k, offset), _write(cache[1], v, offset))
         if cache is not None and offset is not None:
             k, v = cache
-        out = attention(q, k, v, causal=True, offset=offset, window=self.window, segments=segments)
+        if focus is None:
+            out = attention(q, k, v, causal=True, offset=offset, window=self.window, segments=segments)
+        else:
+            out = focused_attention(q, k, v, focus, offset, self.window)
         return self.out(out.reshape(batch, queries, -1)), cache
 
-    def keys(self, x: Float[Array, "B T D"], rotation: Rotation) -> Float[Array, "B K T H"]:
-        """The keys of these tokens, as they are cached."""
-        return apply_rope(self.k(x).reshape(*x.shape[:2], -1, self.head_dim), *rotation).swapaxes(1, 2)
-
     def weights(
-        self,
-        x: Float[Array, "B R D"],
-        rotation: Rotation,
-        keys: Float[Array, "B K S H"],
-        index: Int[Array, "B R"],
-    ) -> Float[Array, "B R S"]:
-        """Attention that a few queries pay to all keys, averaged over heads, in float32: no fast kernel gives it.
-
-        Args:
-          x: the queries' tokens, normalised.
-          rotation: at their positions.
-          keys: as `keys` gives them or a cache holds them.
-          index: of each query among the keys; it sees those up to itself.
-        """
-        batch, queries = x.shape[:2]
-        q = apply_rope(self.q(x).reshape(batch, queries, -1, self.head_dim), *rotation)
-        q = q.reshape(batch, queries, keys.shape[1], -1, self.head_dim).astype(jnp.float32)
-        scores = jnp.einsum("BRKGH,BKSH->BKGRS", q, keys.astype(jnp.float32), precision="highest")
-        behind = index[:, :, None] - jnp.arange(keys.shape[2])[None, None, :]
-        visible = (behind >= 0) & (True if self.window is None else behind < self.window)
-        scores = jnp.where(visible[:, None, None], scores * self.head_dim**-0.5, -jnp.inf)
-        return jax.nn.softmax(scores, axis=-1).mean(axis=(1, 2))
+        self, x: Float[Array, "B T D"], rotation: Rotation, queries: Int[Array, "B R"]
+    ) -> Float[Array, "B R T"]:
+        """Attention that the tokens at `queries` pay to all of them, averaged over heads; see `mean_weights`."""
+        k = self.k(x).reshape(*x.shape[:2], -1, self.head_dim)
+        rows, *angles = (jnp.take_along_axis(part, queries[:, :, None], axis=1) for part in (x, *rotation))
+        q = apply_rope(self.q(rows).reshape(*queries.shape, -1, self.head_dim), *angles)
+        return mean_weights(q, apply_rope(k, *rotation).swapaxes(1, 2), queries, self.window)
 
 
 def _write(
@@ -145,8 +131,9 @@ class DecoderBlock(nnx.Module):
         cache: LayerCache | None,
         offset: Int[Array, " B"] | None,
         segments: Int[Array, "B T"] | None,
+        focus: Focus | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        attended, cache = self.attn(self.norm1(x), rotation, cache, offset, segments)
+        attended, cache = self.attn(self.norm1(x), rotation, cache, offset, segments, focus)
         x = x + attended
         return x + self.mlp(self.norm2(x)), cache
 
@@ -198,14 +185,22 @@ class Decoder(nnx.Module):
         cache: Cache | None = None,
         offset: Int[Array, " B"] | None = None,
         segments: Int[Array, "B T"] | None = None,
+        focus: Focus | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Runs some of the blocks; `cache` is theirs alone. For the other arguments see `__call__`."""
+        """Runs some of the blocks.
+
+        Args:
+          cache: of these blocks alone.
+          focus: which keys are seen, if not all; not with `segments`.
+
+        For the other arguments see `__call__`.
+        """
         rotation = rotary_angles(self.rope, self.head_dim, positions)
         written: list[LayerCache] = []
         for i in layers:
             with jax.named_scope(f"decoder_layer_{i}"):
                 own = None if cache is None else cache[i - layers.start]
-                x, own = self.layers[i](x, rotation, own, offset, segments)
+                x, own = self.layers[i](x, rotation, own, offset, segments, focus)
             if own is not None:
                 written.append(own)
         return x, None if cache is None else tuple(written)
@@ -226,11 +221,7 @@ class Decoder(nnx.Module):
           queries: their indices among the tokens.
         """
         block = self.layers[layer]
-        normed = block.norm1(x)
-        cos, sin = rotary_angles(self.rope, self.head_dim, positions)
-        keys = block.attn.keys(normed, (cos, sin))
-        rows, *rotation = (jnp.take_along_axis(part, queries[:, :, None], axis=1) for part in (normed, cos, sin))
-        return block.attn.weights(rows, tuple(rotation), keys, queries)
+        return block.attn.weights(block.norm1(x), rotary_angles(self.rope, self.head_dim, positions), queries)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
         """Scores of every vocabulary entry, float32."""
