@@ -207,3 +207,24 @@ def test_sharded_model_answers_as_on_one_device(model, written):
     sharded = vila_jax.from_pretrained(written.folder, dtype="float32", mesh=make_mesh({"tensor": 2, "data": 4}))
     options = {**ANSWER, "budget": "hired:0.5+pyramiddrop:0.25"}
     assert ids(sharded.generate(**BATCH, **options)) == ids(model.generate(**BATCH, **options))
+
+
+@pytest.mark.parametrize("name", ["vila15_llama_siglip", "nvila_qwen2_dynamic_s2"])
+def test_towers_without_class_token_and_merging_projectors(golden, name, count_compilations):
+    """Dropping in front of the second of two layers; the logits are those of the tokens that are left."""
+    model = vila_jax.from_pretrained(golden / "vila" / "checkpoints" / name)
+
+    def asked(image):
+        return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "Why?"}]}]
+
+    wide, tall = asked(WIDE), asked(TALL)
+    full = model.generate(messages=wide, max_new_tokens=1).usage
+    for spec in ("fastv:0.5,layer=1", "fastv:0.5,layer=1,positions=renumbered"):
+        left = model.logits(messages=wide, budget=spec)
+        assert len(left) == full.text_tokens + full.visual_tokens_full // 2
+    options = {"budget": "fastv:0.5,layer=1", "max_new_tokens": 4, "ignore_eos": True}
+    together = model.generate(messages=[wide, tall], **options)
+    assert ids(together) == [model.generate(messages=one, **options).token_ids for one in (wide, tall)]
+    with count_compilations() as count:
+        model.generate(messages=asked(photo(34, 70)), **options)
+    assert count() == 0

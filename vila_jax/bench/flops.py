@@ -35,15 +35,15 @@ def decoder_flops(config: DecoderConfig, text: int, visual: int = 0, step: Step 
     each = [text + own for own in layer_tokens(step, config.num_layers, visual)]
     pairs = [visible_pairs(n, config.sliding_window(layer)) for layer, n in enumerate(each)]
     scores = 0
-    match None if step is None else step.decoder_method:
-        case Sparse(layer=first):
-            seen = text + decoder_counts(step, visual, "the prompt")[-1]
-            pairs[first:] = [n * (seen + 1) for n in each[first:]]  # and itself
-            scores = sum(scoring_flops(config, n, 1, keys=False) for n in each[first:])
-        case Dropper() as rule:
-            raters = text if rule.asks_question else 1
-            before = [each[cut - 1] for cut in rule.cuts(config.num_layers)]
-            scores = sum(scoring_flops(config, n, raters, keys=True) for n in before)
+    rule = None if step is None else step.decoder_method
+    if step is not None and isinstance(rule, Sparse):
+        seen = text + decoder_counts(step, visual, "the prompt")[-1] + 1  # itself
+        pairs[rule.layer :] = [n * seen for n in each[rule.layer :]]
+        scores = sum(scoring_flops(config, n, 1, keys=False) for n in each[rule.layer :])
+    if isinstance(rule, Dropper):
+        raters = text if rule.asks_question else 1
+        before = [each[cut - 1] for cut in rule.cuts(config.num_layers)]
+        scores = sum(scoring_flops(config, n, raters, keys=True) for n in before)
     linear = 2 * sum(each) * (layer_weights(config) // config.num_layers)
     attention = 4 * config.num_heads * config.head_dim * sum(pairs)
     return linear + attention + scores + 2 * config.hidden_size * config.vocab_size

@@ -57,13 +57,13 @@ def decoder_counts(step: Step, visual: int, where: str) -> tuple[int, ...]:
     Raises:
       BudgetError: the row has fewer visual tokens than are asked for.
     """
-    keep, last = step.keep, max(1, int(visual * step.keep))
-    if isinstance(keep, int):
+    if isinstance(step.keep, int):
         if visual:
-            _check_available(keep, visual, where)
-        keep, last = keep / max(visual, keep), keep
-    *ratios, _ = step.decoder_method.ratios(keep)
-    return tuple(min(visual, max(last, int(visual * ratio))) for ratio in (*ratios, keep))
+            _check_available(step.keep, visual, where)
+        last, part = step.keep, step.keep / max(visual, step.keep)
+    else:
+        last, part = max(1, int(visual * step.keep)), step.keep
+    return tuple(min(visual, max(last, int(visual * ratio))) for ratio in step.decoder_method.ratios(part))
 
 
 def layer_tokens(step: Step | None, depth: int, visual: int) -> tuple[int, ...]:

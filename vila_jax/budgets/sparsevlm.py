@@ -43,7 +43,7 @@ class SparseVLM(ThreeStages):
     name: ClassVar[str] = "sparsevlm"
     asks_question: ClassVar[bool] = True
 
-    positions: Literal["renumbered"] = "renumbered"  # type: ignore[assignment]
+    positions: Literal["renumbered"] = "renumbered"
     layer1: float = 3 / 32
     layer2: float = 7 / 32
     layer3: float = 0.5

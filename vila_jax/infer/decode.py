@@ -91,8 +91,8 @@ def read_token(decoder: Decoder, progress: Progress, stages: Stages) -> tuple[Fl
         if stage > 0 and progress.watched is not None:
             focus = focus_on(progress.watched, entries, stages.room)
         positions = entries if stages.renumbered else progress.lengths
-        own = cache[layers.start : layers.stop]
-        x, own = decoder.run(x, positions[:, None], layers, own, entries, focus=focus)
+        part = cache[layers.start : layers.stop]
+        x, own = decoder.run(x, positions[:, None], layers, part, entries, focus=focus)
         written.extend(own or ())
     return decoder.norm(x), tuple(written)
 

@@ -124,7 +124,8 @@ def shorten(tokens: Tokens, scores: Float[Array, "B T"], counts: Kept, stage: in
         lengths = lengths + clusters
         tokens = _appended(tokens, merged)
     order = jnp.argsort(place, axis=1, stable=True)[:, : schedule.lengths[stage]]
-    return _settled(Tokens(*(_rows(part, order) for part in tokens[:3]), lengths=lengths), schedule.renumbered)
+    x, positions, visual = (_rows(part, order) for part in tokens[:3])
+    return _settled(Tokens(x, positions, visual, lengths), schedule.renumbered)
 
 
 _NOWHERE = 2**30  # behind every token of a row
