@@ -174,7 +174,10 @@ class Model:
         messages: Messages | None = None,
         budget: BudgetLike = OWN,
     ) -> Float[np.ndarray, "T C"]:
-        """Float32 logits at every position of the spliced prompt: text and kept visual tokens."""
+        """Float32 logits of all tokens of the spliced prompt: text and kept visual tokens.
+
+        Of a budget inside the decoder these are the tokens that its last layer reads.
+        """
         chosen = self._budget(budget)
         return self.engine.logits(self.request(prompt, images, messages=messages, budget=chosen), budget=chosen)
 
@@ -335,6 +338,8 @@ def parse_budget(budget: BudgetLike, checkpoint: Checkpoint) -> Budget | None:
     if (step := parsed.step("tokens")) is not None:
         step.token_method.check(vlm)
         required_intermediates(step, vlm.vision, vlm.vision_depth)
+    if (step := parsed.step("decoder")) is not None:
+        step.decoder_method.check(vlm.decoder.num_layers, step.keep)
     return parsed
 
 

@@ -11,6 +11,12 @@ from vila_jax.budgets import Step, tokens_of_tile
 from vila_jax.budgets.tower import make_reduction
 from vila_jax.hf.config import parse_config
 from vila_jax.hf.load import abstract_model
+from vila_jax.infer.decoder_plan import Kept, plan_decoder
+from vila_jax.infer.prefill import read
+from vila_jax.infer.shorten import Tokens
+from vila_jax.nn.config import DecoderConfig
+from vila_jax.nn.decoder import Decoder
+from vila_jax.nn.params import abstract
 
 LLAVA = parse_config(LLAVA_15_7B).vlm
 MISTRAL = parse_config(LLAVA_NEXT_MISTRAL_7B).vlm
@@ -83,3 +89,46 @@ def test_reduced_tower_agrees_with_what_xla_counts(spec, computed):
     assert reduction.computed(576) == computed
     assert flops.reduced_tower_flops(config, reduction) == pytest.approx(counted, rel=0.03)
     assert (flops.reduced_tower_flops(config, reduction) < 0.7 * flops.tower_flops(config)) == (computed[-1] < 576)
+
+
+DEEP = DecoderConfig(512, 1024, 2816, 8, 16, 4, 64, 1e-5, 4096)
+
+
+@pytest.mark.parametrize("spec", ["fastv:0.25,layer=2", "pyramiddrop:0.125", "sparsevlm:0.125", "sparse:0.25", None])
+def test_decoder_with_a_budget_inside_agrees_with_what_xla_counts(spec):
+    """Of lengths that are buckets in every layer, so that nothing is padding."""
+    visual, text = 256, 32
+    step = None if spec is None else Step.parse(spec)
+    graphdef, state = abstract(lambda rngs: Decoder(DEEP, rngs=rngs, dtype=jnp.float32))
+    width = visual + text
+    tokens = Tokens(
+        jax.ShapeDtypeStruct((1, width, DEEP.hidden_size), jnp.float32),
+        jax.ShapeDtypeStruct((1, width), jnp.int32),
+        jax.ShapeDtypeStruct((1, width), jnp.bool_),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+    plan = None
+    if step is not None:
+        sizes = {"full": (width, width), "question": text, "new_tokens": 1, "limit": 4096}
+        plan = plan_decoder(step, DEEP.num_layers, [(text, visual)], batch=1, **sizes)
+
+    def run(state, tokens):
+        decoder = nnx.merge(graphdef, state)
+        kept = None if plan is None else Kept(*map(jnp.asarray, plan.kept))
+        left = read(decoder, tokens, None if plan is None else plan.schedule, kept).tokens
+        return decoder.logits(left.x[:, -1])
+
+    counted = jax.jit(run).lower(state, tokens).cost_analysis()["flops"]
+    work = flops.decoder_flops(DEEP, text, visual, step)
+    assert work == pytest.approx(counted, rel=0.03)
+    if spec is not None and "sparse:" not in spec:
+        assert work < 0.75 * flops.decoder_flops(DEEP, width)
+
+
+def test_prefill_with_a_budget_inside_the_decoder():
+    """Two layers read 640 tokens, thirty 352; keys once more for the scores; the head on one position."""
+    work = flops.prefill_flops(LLAVA, 1, 576, 64, Step.parse("fastv:0.5,layer=2"))
+    body = 2 * 6_476_005_376 // 32 * (2 * 640 + 30 * 352) + 2 * 4096 * (2 * 640 * 641 + 30 * 352 * 353)
+    scores = 2 * 4096 * 4096 * 641 + 2 * 4096 * 640
+    decoder = body + scores + 2 * 4096 * 32_064
+    assert work == flops.tower_flops(LLAVA) + flops.projector_flops(LLAVA, 576) + decoder

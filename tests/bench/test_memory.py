@@ -1,5 +1,7 @@
 """Parameter counts of published models, cache bytes against the real cache, working memory against XLA's own plans."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -68,6 +70,16 @@ def test_cache_bytes_are_those_of_the_real_cache():
     cache = jax.eval_shape(lambda: empty_cache(SMALL.decoder, 3, 192, jnp.bfloat16))
     real = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
     plan = memory.memory_plan(SMALL, itemsize=2, batch=3, tiles=3, prompt=128, cache_length=192, flash=True)
+    assert plan.cache == real
+
+
+def test_cache_bytes_of_a_budget_inside_the_decoder_are_those_of_the_real_cache():
+    decoder = dataclasses.replace(SMALL.decoder, num_layers=4)
+    lengths = (640, 640, 320, 192)
+    cache = jax.eval_shape(lambda: empty_cache(decoder, 2, lengths, jnp.bfloat16))
+    real = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+    config = dataclasses.replace(SMALL, decoder=decoder)
+    plan = memory.memory_plan(config, itemsize=2, batch=2, tiles=2, prompt=512, cache_length=lengths, flash=True)
     assert plan.cache == real
 
 

@@ -69,6 +69,14 @@ def test_the_cache_of_a_batch_grows_with_its_padded_rows(inspect, published):
     assert plans[1]["cache_bytes"] == 4 * 768 * 131_072
 
 
+def test_a_budget_inside_the_decoder_shortens_the_caches_behind_it(inspect, published):
+    folder = published(LLAVA_NEXT_MISTRAL_7B)
+    full, half = inspect(folder, "--dtype", "bfloat16", "--budget", "fastv:0.5,layer=2")["memory"]["plans"]
+    # 2928 + 64 + 128 fill a bucket of 3840, 1464 + 64 + 128 one of 1920; 4 KiB a token and layer
+    assert (full["cache_bytes"], half["cache_bytes"]) == (32 * 3840 * 4096, (2 * 3840 + 30 * 1920) * 4096)
+    assert 0.5 < half["prefill_flops"] / full["prefill_flops"] < 0.65
+
+
 def test_a_budget_that_some_canvas_cannot_meet_is_no_error(inspect, published):
     rows = inspect(published(LLAVA_NEXT_VICUNA_7B), "--budget", "hired:2500")["pictures"]
     kept = {tuple(row["image_size"]): row["tokens"]["hired:2500"] for row in rows}

@@ -7,6 +7,8 @@ of a prompt alone.
 
 import itertools
 
+from vila_jax.budgets import Dropper, Step, decoder_counts, layer_tokens
+from vila_jax.budgets.sparse import Sparse
 from vila_jax.budgets.tome import ToMe
 from vila_jax.budgets.tower import TowerReduction
 from vila_jax.nn.config import DecoderConfig, VisionConfig, VLMConfig
@@ -54,11 +56,37 @@ def projector_flops(config: VLMConfig, tokens: int) -> int:
     return 2 * tokens * sum(i * o for i, o in itertools.pairwise(config.projector.widths))
 
 
-def decoder_flops(config: DecoderConfig, tokens: int) -> int:
-    """`tokens` tokens of a prompt through the decoder, and the head on the last of them."""
-    pairs = sum(visible_pairs(tokens, config.sliding_window(layer)) for layer in range(config.num_layers))
-    attention = 4 * config.num_heads * config.head_dim * pairs
-    return 2 * tokens * layer_weights(config) + attention + 2 * config.hidden_size * config.vocab_size
+def decoder_flops(config: DecoderConfig, text: int, visual: int = 0, step: Step | None = None) -> int:
+    """A prompt of `text` and `visual` tokens through the decoder, and the head on its last token.
+
+    Args:
+      step: of a budget inside the decoder; what its scores cost is counted.
+    """
+    each = [text + own for own in layer_tokens(step, config.num_layers, visual)]
+    pairs = [visible_pairs(n, config.sliding_window(layer)) for layer, n in enumerate(each)]
+    scores = 0
+    rule = None if step is None else step.decoder_method
+    if step is not None and isinstance(rule, Sparse):
+        seen = text + decoder_counts(step, visual, "the prompt")[-1] + 1  # itself
+        pairs[rule.layer :] = [n * seen for n in each[rule.layer :]]
+        scores = sum(scoring_flops(config, n, 1, keys=False) for n in each[rule.layer :])
+    if isinstance(rule, Dropper):
+        raters = text if rule.asks_question else 1
+        before = [each[cut - 1] for cut in rule.cuts(config.num_layers)]
+        scores = sum(scoring_flops(config, n, raters, keys=True) for n in before)
+    linear = 2 * sum(each) * (layer_weights(config) // config.num_layers)
+    attention = 4 * config.num_heads * config.head_dim * sum(pairs)
+    return linear + attention + scores + 2 * config.hidden_size * config.vocab_size
+
+
+def scoring_flops(config: DecoderConfig, tokens: int, raters: int, *, keys: bool) -> int:
+    """Rows of attention that `raters` tokens pay to `tokens`.
+
+    Args:
+      keys: whether queries and keys are computed once more for them.
+    """
+    once_more = raters * config.num_heads + tokens * config.num_kv_heads if keys else 0
+    return 2 * config.head_dim * (config.hidden_size * once_more + raters * tokens * config.num_heads)
 
 
 def layer_weights(config: DecoderConfig) -> int:
@@ -73,12 +101,13 @@ def visible_pairs(tokens: int, window: int | None) -> int:
     return seen * (seen + 1) // 2 + (tokens - seen) * seen
 
 
-def prefill_flops(config: VLMConfig, tiles: int, visual: int, text: int) -> int:
+def prefill_flops(config: VLMConfig, tiles: int, visual: int, text: int, step: Step | None = None) -> int:
     """One prompt: `tiles` tiles, of which `visual` tokens are kept, and `text` tokens of text.
 
     Args:
       visual: tokens that reach the decoder. With a budget these alone are projected; without one padding and newline
         tokens make the number projected differ a little, which is neglected.
+      step: of a budget inside the decoder.
     """
     seen = tiles * tower_flops(config) + projector_flops(config, visual)
-    return seen + decoder_flops(config.decoder, visual + text)
+    return seen + decoder_flops(config.decoder, text, visual, step)

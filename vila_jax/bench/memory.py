@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vila_jax.hf.load import weight_shapes
 from vila_jax.nn.attention import causal_block
@@ -58,7 +58,14 @@ class MemoryPlan:
 
 
 def memory_plan(
-    config: VLMConfig, *, itemsize: int, batch: int, tiles: int, prompt: int, cache_length: int, flash: bool
+    config: VLMConfig,
+    *,
+    itemsize: int,
+    batch: int,
+    tiles: int,
+    prompt: int,
+    cache_length: int | Sequence[int],
+    flash: bool,
 ) -> MemoryPlan:
     """Plans the memory of a batch.
 
@@ -66,12 +73,13 @@ def memory_plan(
       itemsize: bytes of one weight or activation.
       tiles: of the whole batch.
       prompt: padded length of every row.
-      cache_length: static length of the cache.
+      cache_length: static length of the cache, of all layers or of each.
       flash: whether attention runs without writing its scores to memory.
     """
+    lengths = [cache_length] * config.decoder.num_layers if isinstance(cache_length, int) else cache_length
     return MemoryPlan(
         weights=itemsize * sum(parameter_counts(config).values()),
-        cache=batch * cache_length * kv_bytes_per_token(config.decoder, itemsize),
+        cache=batch * sum(lengths) * kv_bytes_per_token(config.decoder, itemsize) // config.decoder.num_layers,
         logits=batch * config.decoder.vocab_size * FLOAT32,
         working=max(
             tower_working_bytes(config, tiles, itemsize, flash),

@@ -20,7 +20,15 @@ Axes of this room: `I` images, `P` tiles of an image (padded to `max_tiles`), `N
 of an image, `K` slots.  A patch is named by its flat index `tile * N + patch`, as in `vila_jax.vision.geometry`.
 """
 
-from vila_jax.budgets.count import capacity, most_tokens, tokens_of_tile, total_tokens
+from vila_jax.budgets.count import (
+    capacity,
+    decoder_counts,
+    layer_tokens,
+    most_tokens,
+    tokens_of_tile,
+    total_tokens,
+)
+from vila_jax.budgets.decoder_method import DecoderMethod, Dropper
 from vila_jax.budgets.method import Method, Plan, Stage, TokenMethod, TowerMethod
 from vila_jax.budgets.pipeline import make_plan, required_intermediates, select_tokens, stack_plans
 from vila_jax.budgets.registry import METHODS
@@ -30,6 +38,8 @@ from vila_jax.budgets.spec import Budget, Step
 __all__ = [
     "METHODS",
     "Budget",
+    "DecoderMethod",
+    "Dropper",
     "Method",
     "Plan",
     "Selection",
@@ -38,6 +48,8 @@ __all__ = [
     "TokenMethod",
     "TowerMethod",
     "capacity",
+    "decoder_counts",
+    "layer_tokens",
     "make_plan",
     "most_tokens",
     "required_intermediates",

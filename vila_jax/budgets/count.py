@@ -1,7 +1,10 @@
 """How many tokens a budget keeps. Nothing else in the package counts them."""
 
+import itertools
+
 import numpy as np
 
+from vila_jax.budgets.decoder_method import Dropper
 from vila_jax.budgets.spec import Step
 from vila_jax.errors import BudgetError
 from vila_jax.vision.geometry import TileGeometry
@@ -78,6 +81,41 @@ def _share(step: Step, tokens: int, what: str) -> int:
         _check_available(step.keep, tokens, what)
         return step.keep
     return max(1, int(tokens * step.keep))
+
+
+def decoder_counts(step: Step, visual: int, where: str) -> tuple[int, ...]:
+    """Visual tokens that a row of `visual` has behind each stage of a step inside the decoder.
+
+    A fraction is truncated in double precision and leaves at least one token; a number of tokens is met exactly. A row
+    without visual tokens stays as it is.
+
+    Args:
+      where: names the row in errors.
+
+    Raises:
+      BudgetError: the row has fewer visual tokens than are asked for.
+    """
+    if isinstance(step.keep, int):
+        if visual:
+            _check_available(step.keep, visual, where)
+        last, part = step.keep, step.keep / max(visual, step.keep)
+    else:
+        last, part = max(1, int(visual * step.keep)), step.keep
+    return tuple(min(visual, max(last, int(visual * ratio))) for ratio in step.decoder_method.ratios(part))
+
+
+def layer_tokens(step: Step | None, depth: int, visual: int) -> tuple[int, ...]:
+    """Visual tokens that each of the `depth` layers of a decoder reads of a row that has `visual`.
+
+    Raises:
+      BudgetError: a layer does not exist, or there are fewer visual tokens than are asked for.
+    """
+    rule = None if step is None else step.decoder_method
+    if step is None or not isinstance(rule, Dropper):
+        return (visual,) * depth
+    cuts = (0, *rule.cuts(depth), depth)
+    counts = (visual, *decoder_counts(step, visual, "the prompt"))
+    return tuple(n for n, (start, end) in zip(counts, itertools.pairwise(cuts), strict=True) for _ in range(start, end))
 
 
 def _check_available(asked: int, available: int, what: str) -> None:

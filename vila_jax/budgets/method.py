@@ -8,6 +8,7 @@ A method is a frozen dataclass whose fields *are* its options, so that an instan
     └ TokenMethod     between tower and decoder: which tokens a picture has           choose -> Selection
       └ Selector      ... that are patches: which of them are kept                    keep -> mask
         └ TileSelector    ... tile by tile, every tile having its share               keep_in_tiles -> mask
+    └ DecoderMethod   inside the decoder: see `vila_jax.budgets.decoder_method`
 
 A `TokenMethod`'s work is split between the host, which sees only the size of a picture, and the device, which sees
 scores and features; what the host knows travels in a `Plan` whose shapes depend on the tile bucket alone.

@@ -7,6 +7,7 @@ from vila_jax.budgets.cdpruner import CDPruner
 from vila_jax.budgets.divprune import DivPrune
 from vila_jax.budgets.downsample import Downsample
 from vila_jax.budgets.fastervlm import FasterVLM
+from vila_jax.budgets.fastv import FastV
 from vila_jax.budgets.hiprune import HiPrune
 from vila_jax.budgets.hired import Hired
 from vila_jax.budgets.learned import Learned
@@ -14,7 +15,10 @@ from vila_jax.budgets.method import Method
 from vila_jax.budgets.norm import Norm
 from vila_jax.budgets.pool import Pool
 from vila_jax.budgets.prumerge import PruMerge, PruMergePlus
+from vila_jax.budgets.pyramiddrop import PyramidDrop
 from vila_jax.budgets.random import Random
+from vila_jax.budgets.sparse import Sparse
+from vila_jax.budgets.sparsevlm import SparseVLM
 from vila_jax.budgets.tome import ToMe
 from vila_jax.budgets.tower_norm import TowerNorm
 from vila_jax.budgets.uniform import Uniform
@@ -38,6 +42,10 @@ METHODS: dict[str, type[Method]] = {  # by stage, in the order of the road; the 
         PruMergePlus,
         VisionZip,
         Learned,
+        FastV,
+        PyramidDrop,
+        SparseVLM,
+        Sparse,
         Norm,
         Random,
         Uniform,

@@ -22,6 +22,7 @@ from decimal import Decimal
 import numpy as np
 
 from vila_jax.budgets import registry
+from vila_jax.budgets.decoder_method import DecoderMethod
 from vila_jax.budgets.method import Method, Stage, TokenMethod, TowerMethod
 from vila_jax.budgets.tower import Survivors
 from vila_jax.errors import BudgetError
@@ -104,6 +105,14 @@ class Step:
         rule = self.rule
         if not isinstance(rule, TowerMethod):
             raise TypeError(f"{self} works at the stage {rule.stage!r}, not inside the tower")
+        return rule
+
+    @property
+    def decoder_method(self) -> DecoderMethod:
+        """`rule`, of a step of the stage `decoder`."""
+        rule = self.rule
+        if not isinstance(rule, DecoderMethod):
+            raise TypeError(f"{self} works at the stage {rule.stage!r}, not inside the decoder")
         return rule
 
     @property

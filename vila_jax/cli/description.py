@@ -9,11 +9,13 @@ import numpy as np
 
 from vila_jax.assemble import make_form, make_style
 from vila_jax.bench import flops, memory
-from vila_jax.budgets import Budget
+from vila_jax.budgets import Budget, Step, layer_tokens
 from vila_jax.errors import BudgetError, CheckpointError
 from vila_jax.hf.checkpoint import Checkpoint
+from vila_jax.hf.config import ModelConfig
 from vila_jax.hf.load import match_tensors
 from vila_jax.infer.buckets import count_bucket, tile_bucket
+from vila_jax.infer.decoder_plan import plan_decoder
 from vila_jax.infer.layout import Planner
 from vila_jax.nn.attention import choose_implementation
 from vila_jax.text.slots import cache_bucket, prompt_bucket
@@ -214,9 +216,12 @@ def visual_tokens(checkpoint: Checkpoint, budgets: list[Budget | None]) -> list[
 
 def _count(planner: Planner, geometry: TileGeometry, budget: Budget | None) -> int | None:
     try:
-        return planner.visual_count(geometry, budget)
+        visual = planner.visual_count(geometry, budget)
+        if budget is not None:
+            layer_tokens(budget.step("decoder"), planner.config.vlm.decoder.num_layers, visual)  # asks for too many?
     except BudgetError:
         return None
+    return visual
 
 
 def memory_plans(checkpoint: Checkpoint, budgets: list[Budget | None], batch: int, dtype: np.dtype) -> list[Facts]:
@@ -235,16 +240,18 @@ def memory_plans(checkpoint: Checkpoint, budgets: list[Budget | None], batch: in
         facts: Facts = {"budget": budget_name(budget), "visual_tokens": visual, "prompt_tokens": prompt}
         facts["fits_context"] = prompt + NEW_TOKENS <= config.context_length
         if facts["fits_context"]:
+            step = None if budget is None else budget.step("decoder")
+            length = prompt_bucket(prompt, config.context_length)
             plan = memory.memory_plan(
                 vlm,
                 itemsize=dtype.itemsize,
                 batch=rows,
                 tiles=tiles,
-                prompt=prompt_bucket(prompt, config.context_length),
-                cache_length=cache_bucket(prompt + NEW_TOKENS, config.context_length),
+                prompt=length,
+                cache_length=_cache_lengths(config, step, visual, length),
                 flash=flash,
             )
-            work = flops.prefill_flops(vlm, planner.tower_tiles(geometry), visual, TEXT_TOKENS)
+            work = flops.prefill_flops(vlm, planner.tower_tiles(geometry), visual, TEXT_TOKENS, step)
             facts |= {
                 "cache_bytes": plan.cache,
                 "logits_bytes": plan.logits,
@@ -254,6 +261,24 @@ def memory_plans(checkpoint: Checkpoint, budgets: list[Budget | None], batch: in
             }
         plans.append(facts)
     return plans
+
+
+def _cache_lengths(config: ModelConfig, step: Step | None, visual: int, padded: int) -> tuple[int, ...]:
+    """Lengths of the caches of all layers, for a prompt that is padded to `padded`."""
+    depth = config.vlm.decoder.num_layers
+    length = max(cache_bucket(visual + TEXT_TOKENS + NEW_TOKENS, config.context_length), padded)
+    if step is None:
+        return (length,) * depth
+    return plan_decoder(
+        step,
+        depth,
+        [(TEXT_TOKENS, visual)],
+        batch=1,
+        full=(padded, length),
+        question=TEXT_TOKENS,
+        new_tokens=NEW_TOKENS,
+        limit=config.context_length,
+    ).cache_lengths
 
 
 def budget_name(budget: Budget | None) -> str:

@@ -60,9 +60,9 @@ class Engine:
         return Run(self.phases, layout, sampling, new_tokens, end_tokens)
 
     def logits(self, request: Request, *, budget: Budget | None) -> Float[np.ndarray, "T C"]:
-        """Float32 logits at every position of a spliced prompt."""
+        """Float32 logits of all tokens of a spliced prompt; of a budget inside the decoder, of those that are left."""
         layout = self.planner.layout([request], budget, 0)
-        logits, lengths = self.phases.logits(layout.prompts, self.phases.visual_tokens(layout.tiles))
+        logits, lengths = self.phases.logits(layout)
         return np.asarray(logits[0])[: int(lengths[0])]
 
     def embeddings(self, request: Request, *, budget: Budget | None) -> Float[np.ndarray, "T D"]:

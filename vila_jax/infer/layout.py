@@ -12,6 +12,7 @@ from vila_jax.budgets.tower import TowerReduction, make_reduction
 from vila_jax.errors import BudgetError, ContextLengthError, PromptError
 from vila_jax.hf.config import ModelConfig
 from vila_jax.infer.buckets import count_bucket, tile_bucket
+from vila_jax.infer.decoder_plan import DecoderPlan, Kept, Schedule, SparseSchedule, plan_decoder
 from vila_jax.infer.pools import PoolTable
 from vila_jax.infer.prefill import Prompts
 from vila_jax.infer.vision import Pictures, Scales, Spec
@@ -78,12 +79,19 @@ class Tiles:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Arrays of one batch, the token counts of the real rows, and the length of the cache that holds them."""
+    """Arrays of one batch, and the token counts of the real rows.
+
+    Attributes:
+      cache_lengths: of the cache of every layer of the decoder.
+      kept, schedule: with a budget inside the decoder, what it leaves of each row, and where.
+    """
 
     prompts: Prompts
     tiles: Tiles | None
     counts: list[Counts]
-    cache_length: int
+    cache_lengths: tuple[int, ...]
+    kept: Kept | None = None
+    schedule: Schedule | SparseSchedule | None = None
 
 
 class Planner:
@@ -108,7 +116,8 @@ class Planner:
         """
         if budget is None or budget.is_full:
             return None
-        if self.config.vlm.keep_class_token and self.config.vlm.vision.has_class_token:
+        class_token = self.config.vlm.keep_class_token and self.config.vlm.vision.has_class_token
+        if class_token and budget.step("tokens") is not None:
             raise BudgetError(
                 "a budget chooses among patches, and this model keeps the class token of the tower among its tokens",
                 where=f"budget {str(budget)!r}",
@@ -176,11 +185,32 @@ class Planner:
             tiles = dataclasses.replace(tiles, pools=pools.index(count_bucket(len(images))))
         limit, longest = self.config.context_length, max(count.prompt for count in counts)
         padded = pad_batch(rows, prompt_bucket(longest, limit), count_bucket(len(rows)), self.pad_id)
-        return Layout(
-            prompts=Prompts(padded.token_ids, padded.source, padded.lengths),
-            tiles=tiles,
-            counts=counts,
-            cache_length=cache_bucket(longest + new_tokens, limit),
+        prompts = Prompts(padded.token_ids, padded.source, padded.lengths)
+        length = max(cache_bucket(longest + new_tokens, limit), padded.token_ids.shape[1])
+        plan = self._decoder_plan(budget, prompts, counts, length, new_tokens)
+        if plan is None:
+            return Layout(prompts, tiles, counts, (length,) * self.config.vlm.decoder.num_layers)
+        return Layout(prompts, tiles, counts, plan.cache_lengths, plan.kept, plan.schedule)
+
+    def _decoder_plan(
+        self, budget: Budget | None, prompts: Prompts, counts: list[Counts], cache_length: int, new_tokens: int
+    ) -> DecoderPlan | None:
+        """What a budget inside the decoder does to the batch; None where it has nothing to do."""
+        step = None if budget is None else budget.step("decoder")
+        if step is None or not any(count.visual_kept for count in counts):
+            return None
+        batch, width = prompts.source.shape
+        last_visual = np.where(prompts.source >= 0, np.arange(width), -1).max(axis=1)
+        questions = np.where(last_visual < 0, 0, prompts.lengths - 1 - last_visual)  # of rows that lose tokens
+        return plan_decoder(
+            step,
+            self.config.vlm.decoder.num_layers,
+            [(count.text, count.visual_kept) for count in counts],
+            batch=batch,
+            full=(width, cache_length),
+            question=int(questions.max()),
+            new_tokens=new_tokens,
+            limit=self.config.context_length,
         )
 
     def tiles(self, images: Sequence[ProcessedImage], budget: Budget | None) -> Tiles:

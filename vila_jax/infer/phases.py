@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vila_jax.budgets import Selection
 from vila_jax.infer.decode import Progress, decode_chunk
+from vila_jax.infer.decoder_plan import Schedule, SparseSchedule, Stages
 from vila_jax.infer.layout import Layout, Tiles
 from vila_jax.infer.prefill import Prompts, prefill, prompt_embeddings, prompt_logits
 from vila_jax.infer.programs import Programs
@@ -54,9 +55,11 @@ class Phases:
         """What the decoder reads of the prompts, and their lengths."""
         return self.programs.call("embeddings", prompt_embeddings, prompts, visual)
 
-    def logits(self, prompts: Prompts, visual: VisualTokens | None) -> tuple[Float[Array, "B T C"], Int[Array, " B"]]:
-        """Logits at every position of the prompts, and their lengths."""
-        return self.programs.call("logits", prompt_logits, prompts, visual)
+    def logits(self, layout: Layout) -> tuple[Float[Array, "B T C"], Int[Array, " B"]]:
+        """Logits of all tokens of the prompts that are left, and the lengths of the rows."""
+        kept, schedule = layout.kept, layout.schedule
+        visual = self.visual_tokens(layout.tiles)
+        return self.programs.call("logits", prompt_logits, layout.prompts, visual, kept, schedule=schedule)
 
     def prefill(
         self, layout: Layout, sampler: Sampler, limit: Int[np.ndarray, " B"], ends: Int[np.ndarray, " E"]
@@ -65,28 +68,40 @@ class Phases:
         return self.programs.call(
             "prefill",
             prefill,
-            *(layout.prompts, self.visual_tokens(layout.tiles), sampler, limit, ends),
+            *(layout.prompts, self.visual_tokens(layout.tiles), sampler, limit, ends, layout.kept),
             config=self._config,
             dtype=self._dtype,
-            cache_length=layout.cache_length,
+            cache_lengths=layout.cache_lengths,
+            schedule=layout.schedule,
         )
 
     def decode(
-        self, progress: Progress, stopped: Bool[np.ndarray, " B"], sampler: Sampler, ends: Int[np.ndarray, " E"]
+        self,
+        progress: Progress,
+        stopped: Bool[np.ndarray, " B"],
+        sampler: Sampler,
+        ends: Int[np.ndarray, " E"],
+        schedule: Schedule | SparseSchedule | None = None,
     ) -> tuple[Progress, Int[Array, "B steps"]]:
-        """A chunk of further tokens. Takes the memory of `progress` over."""
-        return self._decode(self.programs.call, progress, stopped, sampler, ends)
+        """A chunk of further tokens of a batch that was read by `schedule`. Takes the memory of `progress` over."""
+        return self._decode(self.programs.call, schedule, progress, stopped, sampler, ends)
 
     def compile_decode(
-        self, progress: Progress, stopped: Bool[np.ndarray, " B"], sampler: Sampler, ends: Int[np.ndarray, " E"]
+        self,
+        progress: Progress,
+        stopped: Bool[np.ndarray, " B"],
+        sampler: Sampler,
+        ends: Int[np.ndarray, " E"],
+        schedule: Schedule | SparseSchedule | None = None,
     ) -> None:
         """Makes the coming calls of `decode` fast."""
-        self._decode(self.programs.compile, progress, stopped, sampler, ends)
+        self._decode(self.programs.compile, schedule, progress, stopped, sampler, ends)
 
     def _encode(self, tiles: Tiles) -> Encoded:
         spec = tiles.spec
         static = {"dtype": spec.dtype, "wanted": spec.wanted, "reduction": spec.reduction}
         return self.programs.call("vision tower", encode_tiles, tiles.pixels, tiles.shown, **static)
 
-    def _decode(self, do: Callable[..., Any], *arrays: Any) -> Any:
-        return do("decode", decode_chunk, *arrays, donate=("progress",), steps=CHUNK)
+    def _decode(self, do: Callable[..., Any], schedule: Schedule | SparseSchedule | None, *arrays: Any) -> Any:
+        stages = Stages() if schedule is None else schedule.stages
+        return do("decode", decode_chunk, *arrays, donate=("progress",), steps=CHUNK, stages=stages)

@@ -8,10 +8,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vila_jax.infer.decode import Progress, advance
+from vila_jax.infer.decoder_plan import Kept, Schedule, SparseSchedule
 from vila_jax.infer.sampler import Sampler
+from vila_jax.infer.shorten import Tokens, run_shortened
+from vila_jax.infer.sparse import Watched, run_sparse
 from vila_jax.infer.vision import VisualTokens
 from vila_jax.nn.config import DecoderConfig
-from vila_jax.nn.decoder import empty_cache
+from vila_jax.nn.decoder import Cache, Decoder, empty_cache
 from vila_jax.nn.vlm import VLM
 
 
@@ -42,10 +45,8 @@ def close_gaps(prompts: Prompts, valid: Bool[Array, " V"]) -> Prompts:
     )
 
 
-def embed(
-    model: VLM, prompts: Prompts, visual: VisualTokens | None
-) -> tuple[Float[Array, "B T D"], Int[Array, "B T"], Int[Array, " B"]]:
-    """Embeddings of text and visual tokens in one sequence, their positions, and the length of every row.
+def embed(model: VLM, prompts: Prompts, visual: VisualTokens | None) -> Tokens:
+    """Embeddings of text and visual tokens in one sequence.
 
     Kept visual tokens are numbered through, as if the others had never been; padding repeats the last position.
     """
@@ -54,8 +55,45 @@ def embed(
     positions = jax.lax.broadcasted_iota(jnp.int32, prompts.token_ids.shape, 1)
     positions = jnp.minimum(positions, prompts.lengths[:, None] - 1)
     if visual is None:
-        return model.decoder.embed(prompts.token_ids), positions, prompts.lengths
-    return model.splice(prompts.token_ids, prompts.source, visual.table), positions, prompts.lengths
+        embedded = model.decoder.embed(prompts.token_ids)
+    else:
+        embedded = model.splice(prompts.token_ids, prompts.source, visual.table)
+    real = jax.lax.broadcasted_iota(jnp.int32, prompts.source.shape, 1) < prompts.lengths[:, None]
+    return Tokens(embedded, positions, (prompts.source >= 0) & real, prompts.lengths)
+
+
+class Reading(NamedTuple):
+    """Prompts, read.
+
+    Attributes:
+      tokens: those that are left, ready for `logits`.
+      cache: filled.
+      lost, watched: with a budget inside the decoder; see `Progress`.
+    """
+
+    tokens: Tokens
+    cache: Cache | None
+    lost: Int[Array, "S B"] | None = None
+    watched: Watched | None = None
+
+
+def read(
+    decoder: Decoder,
+    tokens: Tokens,
+    schedule: Schedule | SparseSchedule | None,
+    kept: Kept | None,
+    cache: Cache | None = None,
+) -> Reading:
+    """Runs the decoder, by a schedule if there is one."""
+    if schedule is None or kept is None:
+        hidden, cache = decoder(tokens.x, tokens.positions, cache)
+        return Reading(tokens._replace(x=hidden), cache)
+    lost, watched = None, None
+    if isinstance(schedule, Schedule):
+        tokens, cache, lost = run_shortened(decoder, tokens, schedule, kept, cache)
+    else:
+        tokens, cache, watched = run_sparse(decoder, tokens, schedule, kept, cache)
+    return Reading(tokens._replace(x=decoder.norm(tokens.x)), cache, lost, watched)
 
 
 def prefill(
@@ -66,10 +104,12 @@ def prefill(
     sampler: Sampler,
     limit: Int[Array, " B"],
     end_tokens: Int[Array, " E"],
+    kept: Kept | None = None,
     *,
     config: DecoderConfig,
     dtype: str,
-    cache_length: int,
+    cache_lengths: tuple[int, ...],
+    schedule: Schedule | SparseSchedule | None = None,
 ) -> Progress:
     """Reads the prompts and chooses the first token of every row.
 
@@ -78,17 +118,28 @@ def prefill(
       limit: tokens that each row may generate; rows of 0 are padding and are done at once.
       end_tokens: tokens that finish a row.
       config, dtype: of the decoder and its cache.
-      cache_length: static length of the cache, prompt and generated tokens together.
+      cache_lengths: static length of the cache of every layer, prompt and generated tokens together.
+      kept, schedule: with a budget inside the decoder, what it leaves of each row, and where.
     """
     model = nnx.merge(graphdef, state)
     batch = prompts.token_ids.shape[0]
-    embedded, positions, lengths = embed(model, prompts, visual)
-    cache = empty_cache(config, batch, cache_length, jnp.dtype(dtype))
+    tokens = embed(model, prompts, visual)
+    cache = empty_cache(config, batch, cache_lengths, jnp.dtype(dtype))
     with jax.named_scope("decoder_prefill"):
-        hidden, cache = model.decoder(embedded, positions, cache)
-    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-    none = jnp.zeros(batch, jnp.int32)
-    progress = Progress(cache=cache, lengths=lengths, token=none, generated=none, limit=limit, done=limit <= 0)
+        reading = read(model.decoder, tokens, schedule, kept, cache)
+    left, none = reading.tokens, jnp.zeros(batch, jnp.int32)
+    last = jnp.take_along_axis(left.x, left.lengths[:, None, None] - 1, axis=1)[:, 0]
+    assert reading.cache is not None
+    progress = Progress(
+        reading.cache,
+        tokens.lengths,
+        token=none,
+        generated=none,
+        limit=limit,
+        done=limit <= 0,
+        lost=reading.lost,
+        watched=reading.watched,
+    )
     return advance(progress, sampler(model.decoder.logits(last), none), end_tokens)
 
 
@@ -96,15 +147,23 @@ def prompt_embeddings(
     graphdef: nnx.GraphDef, state: nnx.State, prompts: Prompts, visual: VisualTokens | None
 ) -> tuple[Float[Array, "B T D"], Int[Array, " B"]]:
     """Embeddings of the spliced prompts, and the length of every row."""
-    embedded, _, lengths = embed(nnx.merge(graphdef, state), prompts, visual)
-    return embedded, lengths
+    tokens = embed(nnx.merge(graphdef, state), prompts, visual)
+    return tokens.x, tokens.lengths
 
 
 def prompt_logits(
-    graphdef: nnx.GraphDef, state: nnx.State, prompts: Prompts, visual: VisualTokens | None
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    prompts: Prompts,
+    visual: VisualTokens | None,
+    kept: Kept | None = None,
+    *,
+    schedule: Schedule | SparseSchedule | None = None,
 ) -> tuple[Float[Array, "B T C"], Int[Array, " B"]]:
-    """Float32 logits at every position of the spliced prompts, and the length of every row."""
+    """Float32 logits of all tokens of the spliced prompts, and the length of every row.
+
+    With a budget inside the decoder, of the tokens that its last layer reads.
+    """
     model = nnx.merge(graphdef, state)
-    embedded, positions, lengths = embed(model, prompts, visual)
-    hidden, _ = model.decoder(embedded, positions)
-    return model.decoder.logits(hidden), lengths
+    left = read(model.decoder, embed(model, prompts, visual), schedule, kept).tokens
+    return model.decoder.logits(left.x), left.lengths

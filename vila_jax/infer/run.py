@@ -84,11 +84,11 @@ class Run:
         done = np.asarray(progress.done)
         if not done.all():  # compiled before the first token is handed out, so that a stream does not stall after it
             with self._clock("decode"):
-                phases.compile_decode(progress, self._stopped_rows(), self._sampler, self._ends)
+                phases.compile_decode(progress, self._stopped_rows(), self._sampler, self._ends, layout.schedule)
         yield Chunk([[int(token)] for token in np.asarray(progress.token)[:rows]], done[:rows].tolist())
         while not (done | self._stopped_rows()).all():
             with self._clock("decode"):
-                chunk = phases.decode(progress, self._stopped_rows(), self._sampler, self._ends)
+                chunk = phases.decode(progress, self._stopped_rows(), self._sampler, self._ends, layout.schedule)
                 progress, tokens = jax.block_until_ready(chunk)
             done = np.asarray(progress.done)
             yield Chunk([row[row >= 0].tolist() for row in np.asarray(tokens)[:rows]], done[:rows].tolist())

@@ -8,9 +8,14 @@ entries; prompts are padded on the right, so that entry `s` of the cache is alwa
     prefill   |p p p p p . . . . .|   writes entries 0..T-1, `.` is garbage that no query can see
     decode    |p p p g g g . . . .|   writes entry length[b], which overwrites the padding of shorter prompts
 
+Where a budget takes tokens away between two layers, the layers behind have fewer entries, and shorter caches; see
+`vila_jax.infer.shorten`.
+
 A batch of one has no batch axis in its cache: XLA would drop that axis by itself, but between the write and the read of
 a step, and then copy the whole cache.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +25,22 @@ from jaxtyping import Array, Float, Int
 
 from vila_jax.nn.attention import attention
 from vila_jax.nn.config import DecoderConfig
+from vila_jax.nn.focus import Focus, focused_attention, mean_weights
 from vila_jax.nn.layers import ACTIVATIONS, Linear, RMSNorm
 from vila_jax.nn.params import normal, weight
 from vila_jax.nn.rope import apply_rope, rotary_angles
 
-LayerCache = tuple[Float[Array, "*rows K S H"], Float[Array, "*rows K S H"]]
+LayerCache = tuple[Float[Array, "*rows K _S H"], Float[Array, "*rows K _S H"]]  # S differs from layer to layer
 Cache = tuple[LayerCache, ...]
+Rotation = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 
 
-def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:
-    """A cache of static `length` for `batch` rows."""
+def empty_cache(config: DecoderConfig, batch: int, length: int | Sequence[int], dtype: DTypeLike) -> Cache:
+    """A cache for `batch` rows, of one static `length` or of one for each layer."""
+    lengths = [length] * config.num_layers if isinstance(length, int) else length
     rows = () if batch == 1 else (batch,)
-    shape = (*rows, config.num_kv_heads, length, config.head_dim)
-    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
+    shapes = [(*rows, config.num_kv_heads, own, config.head_dim) for own in lengths]
+    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes)
 
 
 class CausalAttention(nnx.Module):
@@ -51,10 +59,11 @@ class CausalAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        rotation: tuple[Float[Array, "B T half"], Float[Array, "B T half"]],
+        rotation: Rotation,
         cache: LayerCache | None,
         offset: Int[Array, " B"] | None,
         segments: Int[Array, "B T"] | None,
+        focus: Focus | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         batch, queries = x.shape[:2]
         q, k, v = (project(x).reshape(batch, queries, -1, self.head_dim) for project in (self.q, self.k, self.v))
@@ -64,8 +73,20 @@ class CausalAttention(nnx.Module):
             cache = (_write(cache[0], k, offset), _write(cache[1], v, offset))
         if cache is not None and offset is not None:
             k, v = cache
-        out = attention(q, k, v, causal=True, offset=offset, window=self.window, segments=segments)
+        if focus is None:
+            out = attention(q, k, v, causal=True, offset=offset, window=self.window, segments=segments)
+        else:
+            out = focused_attention(q, k, v, focus, offset, self.window)
         return self.out(out.reshape(batch, queries, -1)), cache
+
+    def weights(
+        self, x: Float[Array, "B T D"], rotation: Rotation, queries: Int[Array, "B R"]
+    ) -> Float[Array, "B R T"]:
+        """Attention that the tokens at `queries` pay to all of them, averaged over heads; see `mean_weights`."""
+        k = self.k(x).reshape(*x.shape[:2], -1, self.head_dim)
+        rows, *angles = (jnp.take_along_axis(part, queries[:, :, None], axis=1) for part in (x, *rotation))
+        q = apply_rope(self.q(rows).reshape(*queries.shape, -1, self.head_dim), *angles)
+        return mean_weights(q, apply_rope(k, *rotation).swapaxes(1, 2), queries, self.window)
 
 
 def _write(
@@ -106,12 +127,13 @@ class DecoderBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        rotation: tuple[Float[Array, "B T half"], Float[Array, "B T half"]],
+        rotation: Rotation,
         cache: LayerCache | None,
         offset: Int[Array, " B"] | None,
         segments: Int[Array, "B T"] | None,
+        focus: Focus | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        attended, cache = self.attn(self.norm1(x), rotation, cache, offset, segments)
+        attended, cache = self.attn(self.norm1(x), rotation, cache, offset, segments, focus)
         x = x + attended
         return x + self.mlp(self.norm2(x)), cache
 
@@ -152,14 +174,54 @@ class Decoder(nnx.Module):
         Returns:
           Hidden states ready for `logits`, and the cache.
         """
+        x, cache = self.run(x, positions, range(len(self.layers)), cache, offset, segments)
+        return self.norm(x), cache
+
+    def run(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        layers: range,
+        cache: Cache | None = None,
+        offset: Int[Array, " B"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+        focus: Focus | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Runs some of the blocks.
+
+        Args:
+          cache: of these blocks alone.
+          focus: which keys are seen, if not all; not with `segments`.
+
+        For the other arguments see `__call__`.
+        """
         rotation = rotary_angles(self.rope, self.head_dim, positions)
         written: list[LayerCache] = []
-        for i, block in enumerate(self.layers):
+        for i in layers:
             with jax.named_scope(f"decoder_layer_{i}"):
-                x, layer_cache = block(x, rotation, None if cache is None else cache[i], offset, segments)
-            if layer_cache is not None:
-                written.append(layer_cache)
-        return self.norm(x), None if cache is None else tuple(written)
+                own = None if cache is None else cache[i - layers.start]
+                x, own = self.layers[i](x, rotation, own, offset, segments, focus)
+            if own is not None:
+                written.append(own)
+        return x, None if cache is None else tuple(written)
+
+    def attention_weights(
+        self,
+        layer: int,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        queries: Int[Array, "B R"],
+    ) -> Float[Array, "B R T"]:
+        """Attention that some of the tokens would pay in a layer that reads `x`, averaged over heads, float32.
+
+        Args:
+          layer: 0-based.
+          x: what the layer reads.
+          positions: of all tokens.
+          queries: their indices among the tokens.
+        """
+        block = self.layers[layer]
+        return block.attn.weights(block.norm1(x), rotary_angles(self.rope, self.head_dim, positions), queries)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
         """Scores of every vocabulary entry, float32."""
