@@ -5,10 +5,10 @@ A method is a frozen dataclass whose fields *are* its options, so that an instan
 
     Method            name, stage, options
     ├ TowerMethod     inside the tower: tokens become fewer from block to block       reduce -> Tokens
-    └ TokenMethod     between tower and decoder: which tokens a picture has           choose -> Selection
-      └ Selector      ... that are patches: which of them are kept                    keep -> mask
-        └ TileSelector    ... tile by tile, every tile having its share               keep_in_tiles -> mask
-    └ DecoderMethod   inside the decoder: see `vila_jax.budgets.decoder_method`
+    ├ TokenMethod     between tower and decoder: which tokens a picture has           choose -> Selection
+    │ └ Selector      ... that are patches: which of them are kept                    keep -> mask
+    │   └ TileSelector    ... tile by tile, every tile having its share               keep_in_tiles -> mask
+    └ DecoderMethod   inside the decoder, see `vila_jax.budgets.decoder_method`
 
 A `TokenMethod`'s work is split between the host, which sees only the size of a picture, and the device, which sees
 scores and features; what the host knows travels in a `Plan` whose shapes depend on the tile bucket alone.
