@@ -6,8 +6,8 @@ the pictures:
     sentences  s0 s1 s2          text  s0 <image>s1 <image><image>s2 </s>
     matched    2 1 2             order of the pictures: 1 0 2
 
-Source: VILA `llava/data/dataset_impl/mmc4.py` and `coyo.py` (main branch), `llava/data/dataset.py` (branch vila1.5). Its
-filters by similarity and size are switched off there, and have no place here.
+Source: VILA `llava/data/dataset_impl/mmc4.py` and `coyo.py` (main branch), `llava/data/dataset.py` (branch vila1.5).
+Its filters by similarity and size are switched off there, and have no place here.
 """
 
 from collections.abc import Callable, Sequence

@@ -29,9 +29,7 @@ def test_samples_of_the_reference(golden, forms, branch, name):
             document = inputs["mmc4_inputs"][int(number)]
             only = option == "image_following_text_only"
             made = [
-                document_tokens(
-                    form, document["text_list"], document["matched_text_index"], behind_pictures_only=only
-                )
+                document_tokens(form, document["text_list"], document["matched_text_index"], behind_pictures_only=only)
             ]
             assert np.sum(made[0][0] == form.image_id) == record["num_images"]
         seen.append(kind)

@@ -11,6 +11,7 @@ from vila_jax.errors import PromptError
 from vila_jax.text.styles import STYLES
 from vila_jax.text.vila_styles import get_vila_style, vila_style_for
 
+
 @pytest.fixture(scope="module")
 def forms(golden):
     return golden_forms(golden)

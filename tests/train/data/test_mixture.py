@@ -1,6 +1,7 @@
 """Proportions are exact, the order depends on the seed alone, and hosts share the records out."""
 
 import collections
+import itertools
 
 import grain
 import pytest
@@ -20,7 +21,9 @@ def test_grammar():
     assert parse_mixture("a=0.25+b=3") == (Term("a", share=0.25), Term("b", share=3.0))
 
 
-@pytest.mark.parametrize("text", ["", "a+", "a*0", "a*x", "a=0", "a=-1", "a=nan", "a=inf", "a b", "a=1+b", "a+a", "a*2.5"])
+@pytest.mark.parametrize(
+    "text", ["", "a+", "a*0", "a*x", "a=0", "a=-1", "a=nan", "a=inf", "a b", "a=1+b", "a+a", "a*2.5"]
+)
 def test_bad_mixtures(text):
     with pytest.raises(ConfigError, match="mixture"):
         parse_mixture(text)
@@ -57,7 +60,7 @@ def test_a_small_set_begins_anew_only_when_all_of_it_was_seen():
 @pytest.mark.parametrize("hosts", [1, 2, 3, 8])
 def test_hosts_share_the_records_out(hosts):
     parts = [list(mix("a*2+b", sets(a=10, b=7), seed=3, host=h, hosts=hosts)) for h in range(hosts)]
-    assert sorted(sum(parts, [])) == sorted(mix("a*2+b", sets(a=10, b=7), seed=5))
+    assert sorted(itertools.chain(*parts)) == sorted(mix("a*2+b", sets(a=10, b=7), seed=5))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
