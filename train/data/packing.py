@@ -3,7 +3,7 @@
     token_ids   p p i i i a a a | p i i a a | 0 0        a row of T = 15: two samples and padding
     segments    1 1 1 1 1 1 1 1   2 2 2 2 2   3 3        attention stays within a segment; padding is one of its own
     positions   0 1 2 3 4 5 6 7   0 1 2 3 4   0 0        each sample counts from 0
-    source      . . 0 1 2 . . .   . 3 4 . .   . .        visual token of the row's own tiles, -1 for text
+    source      . . 0 1 2 . . .   . 3 4 . .   . .        visual token of the row's own tiles; -1 for text, -2 newline
     pixels      A           |     B                       tiles of the row, in the order of the samples
 
 Packed samples are learned as if each had a row of its own: no token sees another sample, and the first token of a
@@ -46,7 +46,7 @@ class Laid:
     Attributes:
       token_ids: `[T]`, anything at visual slots.
       labels: the id of every token that is learned, `IGNORED` for others, `[T]`; not shifted.
-      source: visual token among those of the sample's own tiles, -1 for text, `[T]`.
+      source: visual token among those of the sample's own tiles, -1 for text, -2 for a newline, `[T]`.
       pixels: tiles of its pictures, `[R, 3, h, w]`.
     """
 
@@ -92,7 +92,7 @@ def _finish(row: dict[str, Any], tokens_per_tile: int) -> dict[str, np.ndarray]:
     tiles = row["pixels_segment_ids"]
     samples = int(segments.max(initial=0))
     first = np.array([0, *(np.searchsorted(tiles[tiles > 0], s) for s in range(1, samples + 1))], np.int32)
-    source = np.where(row["source"] >= 0, row["source"] + first[segments] * tokens_per_tile, -1)
+    source = np.where(row["source"] >= 0, row["source"] + first[segments] * tokens_per_tile, row["source"])
     return {
         "token_ids": row["token_ids"],
         "targets": row["targets"],
