@@ -1,7 +1,7 @@
 """`python -m train CONFIG --out FOLDER`: runs the stages of a recipe page, resuming whatever is already there.
 
 The model is then exported in the Hugging Face layout to FOLDER/export. `--export-only` does that with the newest
-checkpoint, which may be one of an unfinished run.
+checkpoint, which may be one of an unfinished run. `python -m train prepare --help` says how data sets are made ready.
 """
 
 import argparse
@@ -12,12 +12,27 @@ from pathlib import Path
 from train.config import Run
 from train.export import export
 from train.loop import Trainer, console
+from train.prepare import main as prepare
 from vila_jax.errors import VilaError
 from vila_jax.heap import keep_freed_memory
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains, exports, and returns an exit code."""
+    """Runs the command, and returns an exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if argv[:1] == ["prepare"]:
+            prepare(argv[1:])
+        else:
+            train(argv)
+    except VilaError as error:
+        console.print(f"error: {error}", soft_wrap=True)
+        return error.exit_code
+    return 0
+
+
+def train(argv: list[str]) -> None:
+    """Trains and exports."""
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     parser.add_argument("config", type=Path, help="a page of configs/, e.g. configs/nano.py")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, metrics and the exported model")
@@ -26,20 +41,15 @@ def main(argv: list[str] | None = None) -> int:
     run: Run = runpy.run_path(str(args.config))["RUN"]
     keep_freed_memory()
     trainer = Trainer(run, args.out)
-    try:
-        if args.export_only:
-            stage, step, params = trainer.restore()
-            console.print(f"{run.name}: step {step} of stage {stage}")
-        else:
-            args.out.mkdir(parents=True, exist_ok=True)
-            console.print(f"{run.name}: {len(run.stages)} stages into {args.out}")
-            params = trainer.train()
-        export(run, params, args.out / "export")
-    except VilaError as error:
-        console.print(f"error: {error}", soft_wrap=True)
-        return error.exit_code
+    if args.export_only:
+        stage, step, params = trainer.restore()
+        console.print(f"{run.name}: step {step} of stage {stage}")
+    else:
+        args.out.mkdir(parents=True, exist_ok=True)
+        console.print(f"{run.name}: {len(run.stages)} stages into {args.out}")
+        params = trainer.train()
+    export(run, params, args.out / "export")
     console.print(f"{run.name}: exported to {args.out / 'export'}", soft_wrap=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ Scores = Callable[[Float[Array, "M D"]], Float[Array, "M C"]]
 
 
 class Sums(NamedTuple):
-    """Totals over the targets, which can be added up over batches; divide by `count` at the end."""
+    """Totals over the targets, which can be added up over batches; divide by `targets` at the end."""
 
     loss: Float[Array, ""]
     right: Int[Array, ""]
-    count: Int[Array, ""]
+    targets: Int[Array, ""]
 
 
 class SoftTargets(NamedTuple):

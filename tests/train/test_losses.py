@@ -25,7 +25,7 @@ def test_loss_and_gradients_of_torch(chunk):
 
     def mean(hidden, table):
         sums = cross_entropy(lambda h: h @ table.T, hidden, targets, chunk=chunk)
-        return sums.loss / sums.count, sums
+        return sums.loss / sums.targets, sums
 
     (loss, sums), grads = jax.value_and_grad(mean, argnums=(0, 1), has_aux=True)(hidden, jnp.asarray(table))
     h, w = torch.tensor(hidden, requires_grad=True), torch.tensor(table, requires_grad=True)
@@ -36,14 +36,14 @@ def test_loss_and_gradients_of_torch(chunk):
     np.testing.assert_allclose(grads[0], h.grad.numpy(), atol=1e-6)
     np.testing.assert_allclose(grads[1], w.grad.numpy(), atol=1e-6)
     known = targets != IGNORED
-    assert sums.count == known.sum()
+    assert sums.targets == known.sum()
     assert sums.right == np.sum(logits.argmax(-1).numpy()[known] == targets[known])
 
 
 def test_nothing_to_learn_is_no_loss():
     hidden, table, targets = case()
     sums = cross_entropy(lambda h: h @ table.T, hidden, np.full_like(targets, IGNORED))
-    assert float(sums.loss) == 0.0 and int(sums.count) == 0
+    assert float(sums.loss) == 0.0 and int(sums.targets) == 0
 
 
 @pytest.mark.parametrize("std", [0.5, 1.0, 2.0])
@@ -53,7 +53,7 @@ def test_soft_targets_of_the_reference(golden, std, chunk):
         logits, targets, tokens = arrays["logits"], arrays["targets"], arrays["soft_tokens"].tolist()
         expected = arrays[f"loss_std_{std}"]
     sums = cross_entropy(lambda x: x, logits[:, :-1], targets[:, 1:], soft=SoftTargets(tokens, std), chunk=chunk)
-    np.testing.assert_allclose(sums.loss / sums.count, expected, rtol=1e-5)
+    np.testing.assert_allclose(sums.loss / sums.targets, expected, rtol=1e-5)
 
 
 def test_no_full_table_of_scores_is_held():
@@ -61,7 +61,7 @@ def test_no_full_table_of_scores_is_held():
 
     def mean(hidden, table, chunk):
         sums = cross_entropy(lambda h: h @ table.T, hidden, targets, chunk=chunk)
-        return sums.loss / sums.count
+        return sums.loss / sums.targets
 
     def temporary(chunk):
         step = jax.jit(jax.grad(mean, argnums=(0, 1)), static_argnums=2)

@@ -83,7 +83,7 @@ def rows(laid, shape, per_tile, bins):
 
 def loss_of(graphdef, state, batch):
     sums = answer_sums(nnx.merge(graphdef, state), batch, chunk=32)
-    return sums.loss / sums.count
+    return sums.loss / sums.targets
 
 
 def by_name(state, model):

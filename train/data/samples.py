@@ -94,7 +94,8 @@ class Layout:
 
     def _spliced(self, ids: Tokens, labels: Tokens, sources: list[np.ndarray]) -> tuple[Tokens, Tokens, Tokens]:
         """With visual tokens, and the text that the form puts behind them, in the places of the placeholders."""
-        pieces, own = [], iter(sources)
+        own = iter(sources)
+        pieces: list[tuple[Any, Any, Any]] = []
         behind = np.asarray(self.form.after_image, np.int32)
         for token, label in zip(ids, labels, strict=True):
             if token != self.form.image_id:
@@ -119,7 +120,9 @@ def _shown(
     pictures: list[ProcessedImage], parts: list[list[np.ndarray]], segments: int
 ) -> tuple[list[ProcessedImage], list[np.ndarray]]:
     """The pictures of the first so many segments, and where their visual tokens lie among the sample's own."""
-    kept, sources, first = [], [], 0
+    kept: list[ProcessedImage] = []
+    sources: list[np.ndarray] = []
+    first = 0
     for picture, own in zip(pictures, parts, strict=True):
         if len(sources) == segments:
             break

@@ -67,7 +67,8 @@ def tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def grouped(members: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The samples of a WebDataset shard: files of the same name up to the first dot follow one another."""
-    key, files = "", {}
+    key = ""
+    files: dict[str, bytes] = {}
     for name, data in members:
         folder, _, base = name.rpartition("/")
         stem, _, suffix = base.partition(".")

@@ -69,7 +69,7 @@ def conversation(sample: Any, root: Path, where: str) -> Conversation:
 
 
 def _message(turn: Any, where: str) -> dict[str, str]:
-    role = ROLES.get(turn.get("from", turn.get("role"))) if isinstance(turn, dict) else None
+    role = ROLES.get(str(turn.get("from", turn.get("role")))) if isinstance(turn, dict) else None
     value = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
     if role is None or not isinstance(value, str):
         raise BadSample("damaged record", f"not a turn: {str(turn)[:80]}", where)
