@@ -5,7 +5,7 @@
     decoder     decoder.*
 
 Gradients are taken with respect to what is trained and nothing else, so that no gradient of a frozen weight is ever
-built: a frozen tower is run forward only, a frozen decoder under a trained projector hands activation gradients through.
+built: a frozen tower is run forward only, a frozen decoder under a trained projector hands gradients of activations on.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Groups, low-rank additions and steps: what is trained changes, what is not costs nothing, and bad steps do no harm."""
+"""Groups, low-rank additions, steps: what is trained changes, the rest costs nothing, and bad steps do no harm."""
 
 import itertools
 
