@@ -25,7 +25,7 @@ from train.distil import Recipe, compare, fit
 from train.scene_batches import choose_questions
 from train.teacher import Lesson, ask, lesson
 from vila_jax import assets
-from vila_jax.errors import ConfigError, VilaError
+from vila_jax.errors import ConfigError
 from vila_jax.heap import keep_freed_memory
 from vila_jax.hf.add_scorer import add_scorer
 from vila_jax.hf.writing import check_request
@@ -49,16 +49,15 @@ class Example(NamedTuple):
     answers: list[list[int]]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Trains a scorer, writes the model with it, and returns an exit code."""
+def main(argv: list[str]) -> None:
+    """Trains a scorer, and writes the model with it.
+
+    Raises:
+      VilaError: the model, the pictures or the recipe are wrong.
+    """
     args = _arguments().parse_args(argv)
     keep_freed_memory()
-    try:
-        _run(args)
-    except VilaError as error:
-        console.print(f"error: {error}", soft_wrap=True)
-        return error.exit_code
-    return 0
+    _run(args)
 
 
 def _arguments() -> argparse.ArgumentParser:

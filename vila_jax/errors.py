@@ -42,6 +42,10 @@ class ImageError(VilaError):
     exit_code = 5
 
 
+class ImageSizeError(ImageError):
+    """A picture with more pixels or bytes than the configured limit."""
+
+
 class PromptError(VilaError):
     """A prompt that does not fit the model: placeholders, roles, templates, length."""
 

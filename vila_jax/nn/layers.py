@@ -36,6 +36,9 @@ class Linear(nnx.Module):
 
     The weight stays `[out, in]` as in the published checkpoints, so that reading and writing them are renames; XLA
     contracts either layout equally fast.
+
+    Attributes:
+      lora: while it is trained, a low-rank addition to the weight; else None.
     """
 
     def __init__(
@@ -44,10 +47,43 @@ class Linear(nnx.Module):
         shape = (out_features, in_features)
         self.weight = weight(shape, axes, fan_in(shape), rngs=rngs, dtype=dtype)
         self.bias = weight((out_features,), axes[:1], zeros, rngs=rngs, dtype=dtype) if bias else None
+        self.lora: LowRank | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        y = y if self.lora is None else y + self.lora(x)
         return y if self.bias is None else y + along_last(self.bias[...], y.ndim)
+
+
+class LowRank(nnx.Module):
+    """`scale * (x A^T) B^T`: LoRA (arXiv 2106.09685). `B` starts at zero, so that nothing changes at first.
+
+    The weight that it is added to is neither changed nor differentiated: it costs the backward pass activations alone.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        axes: Axes,
+        rank: int,
+        scale: float,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
+    ):
+        self.scale = scale
+        down, up = (rank, in_features), (out_features, rank)
+        self.down = weight(down, (None, axes[1]), fan_in(down), rngs=rngs, dtype=dtype)
+        self.up = weight(up, (axes[0], None), zeros, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        inner = jnp.einsum("...i,ri->...r", x, self.down[...])
+        return jnp.einsum("...r,or->...o", inner, self.up[...]) * self.scale
+
+    def product(self) -> Float[Array, "o i"]:
+        """What is added to the weight when the two become one."""
+        return jnp.einsum("or,ri->oi", self.up[...], self.down[...], precision="highest") * self.scale
 
 
 class LayerNorm(nnx.Module):

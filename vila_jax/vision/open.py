@@ -19,7 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from vila_jax.errors import ConfigError, ImageError
+from vila_jax.errors import ConfigError, ImageError, ImageSizeError
 from vila_jax.vision import fetch
 
 MAX_PIXELS = 89_478_485
@@ -106,7 +106,7 @@ def open_file(data: bytes, where: str, max_bytes: int) -> Image.Image:
         raise ImageError("the file is empty", where=where, fix="Save or download the picture again.")
     if len(data) > max_bytes:
         fix = "Save the picture at a lower resolution, or raise `max_bytes`."
-        raise ImageError(f"the file is longer than the limit of {max_bytes:,} bytes", where=where, fix=fix)
+        raise ImageSizeError(f"the file is longer than the limit of {max_bytes:,} bytes", where=where, fix=fix)
     plugin = _plugin(data)
     if plugin is None:
         fix = "Convert it to one of these formats."
@@ -224,8 +224,8 @@ def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
     return rgb if method is None else rgb.transpose(method)
 
 
-def _too_large(what: str, where: str) -> ImageError:
-    return ImageError(f"the picture has {what}", where=where, fix="Scale it down first, or raise `max_pixels`.")
+def _too_large(what: str, where: str) -> ImageSizeError:
+    return ImageSizeError(f"the picture has {what}", where=where, fix="Scale it down first, or raise `max_pixels`.")
 
 
 def _damaged(where: str) -> ImageError:
