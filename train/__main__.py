@@ -19,7 +19,6 @@ from train.loop import Trainer, console
 from vila_jax.errors import VilaError
 from vila_jax.heap import keep_freed_memory
 
-
 COMMANDS = {"prepare": prepare.main, "scorer": scorer.main}
 """What there is beside training by a page."""
 

@@ -140,7 +140,7 @@ def _padded(values: np.ndarray, size: int, fill: int) -> np.ndarray:
 def attended(
     graphdef: nnx.GraphDef,
     state: nnx.State,
-    pixels: Float[Array, "R 3 h w"],
+    pixels: tuple[Float[Array, "R 3 h w"], ...],
     scales: Scales | None,
     row: Row,
     *,

@@ -107,12 +107,12 @@ def update(
     if average is not None and rules.average is not None:
         decay = rules.average
         average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, trained)
-    taken = jax.tree.map(
+    trained, opt, average = jax.tree.map(
         lambda new, old: jnp.where(good, new, old), (trained, opt, average), (state.trained, state.opt, state.average)
     )
     seen = jnp.where(jnp.isnan(state.loss), loss, 0.95 * state.loss + 0.05 * loss)
     skipped = jnp.where(good, state.skipped * jnp.array([1, 0]), state.skipped + 1)
-    new = TrainState(*taken, state.step + 1, jnp.where(good, seen, state.loss), skipped)
+    new = TrainState(trained, opt, average, state.step + 1, jnp.where(good, seen, state.loss), skipped)
     metrics = {
         "loss": loss,
         "accuracy": sums.right / jnp.maximum(sums.targets, 1),

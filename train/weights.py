@@ -3,6 +3,7 @@
     tower       vision_tower.*
     projector   projector.*, newline
     decoder     decoder.*
+    scorer      scorer.*, if the model has one
 
 Gradients are taken with respect to what is trained and nothing else, so that no gradient of a frozen weight is ever
 built: a frozen tower is run forward only, a frozen decoder under a trained projector hands gradients of activations on.
@@ -21,7 +22,12 @@ from vila_jax.errors import ConfigError
 from vila_jax.nn.params import Axes, dotted, logical_axes
 from vila_jax.nn.vlm import VLM
 
-GROUPS = {"tower": ("vision_tower",), "projector": ("projector", "newline"), "decoder": ("decoder",)}
+GROUPS = {
+    "tower": ("vision_tower",),
+    "projector": ("projector", "newline"),
+    "decoder": ("decoder",),
+    "scorer": ("scorer",),
+}
 LORA = "lora"
 
 Flat = dict[str, jax.Array]

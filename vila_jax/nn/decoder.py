@@ -63,7 +63,7 @@ class CausalAttention(nnx.Module):
         cache: LayerCache | None,
         offset: Int[Array, " B"] | None,
         segments: Int[Array, "B T"] | None,
-        focus: Focus | None,
+        focus: Focus | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         batch, queries = x.shape[:2]
         q, k, v = (project(x).reshape(batch, queries, -1, self.head_dim) for project in (self.q, self.k, self.v))
@@ -131,7 +131,7 @@ class DecoderBlock(nnx.Module):
         cache: LayerCache | None,
         offset: Int[Array, " B"] | None,
         segments: Int[Array, "B T"] | None,
-        focus: Focus | None,
+        focus: Focus | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         attended, cache = self.attn(self.norm1(x), rotation, cache, offset, segments, focus)
         x = x + attended

@@ -60,10 +60,11 @@ def _means(model: Model, request: Request) -> tuple[Means, dict[str, int]]:
     layout = model.engine.planner.layout([request], None, 0)
     assert layout.tiles is not None
     tiles = sum(len(image.pixels) for image in request.images)
+    [pixels] = layout.tiles.pixels  # without a budget all tiles are whole
     means = model.engine.phases.programs.call(
         "calibration",
         measure,
-        *(layout.tiles.pixels, np.int32(tiles), layout.tiles.scales, layout.tiles.pools, layout.prompts),
+        *(pixels, np.int32(tiles), layout.tiles.scales, layout.tiles.pools, layout.prompts),
         spec=layout.tiles.spec,
     )
     return means, {"vision_tower": tiles, "decoder": int(layout.prompts.lengths[0])}
@@ -91,8 +92,8 @@ def measure(
     _listen(model, means, (jnp.arange(pixels.shape[0]) < tiles)[:, None], prompts, spec)
     encoded = Encoded(*model.encode(pixels.astype(spec.dtype)))
     visual = visual_tokens(graphdef, state, encoded, scales, None, pools, spec=spec)
-    embedded, positions, _ = embed(model, prompts, visual)
-    model.decoder(embedded, positions)
+    tokens = embed(model, prompts, visual)
+    model.decoder(tokens.x, tokens.positions)
     return means
 
 
