@@ -252,7 +252,7 @@ def _write_report(args: argparse.Namespace, bench: "Bench") -> None:
     settings, command = bench.settings, _command(args, bench)
     asked = f"{len(bench.kinds):,} held-out scenes, one question each; bars: 95 % intervals. " if bench.kinds else ""
     title = f"{settings['model']}: budgets of visual tokens"
-    draw_chart(bench, args.out / "budgets.png", title=title, note=f"{asked}{settings['machine']}. {command}")
+    draw_chart(bench, args.out / "budgets.png", title=title, note=f"{asked}{settings['machine']}.")
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
     made = (
         f"Written on {datetime.datetime.now(datetime.UTC).date()} on {settings['machine']}, "

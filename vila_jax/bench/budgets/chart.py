@@ -107,8 +107,9 @@ def _styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
 def _draw_accuracy(axes: Any, bench: Bench, lines: Mapping[str, list[Row]], group: str, against: _Axis) -> None:
     styles = _styles(list(lines))
     for place, (method, rows) in enumerate(lines.items()):
-        dodge = 1 + 0.012 * (place - len(lines) / 2)  # so that bars stand beside each other
-        x = [against.value(row) * (dodge if against is _TOKENS else 1) for row in rows]
+        dodged = against is _TOKENS and method != ALL_TOKENS  # so that bars stand beside each other
+        dodge = 1 + 0.012 * (place - len(lines) / 2) if dodged else 1
+        x = [against.value(row) * dodge for row in rows]
         scores = [score for row in rows if (score := bench.score(row, group)) is not None]
         y = [100 * score.accuracy for score in scores]
         bounds = [bench.bounds(row, group) for row in rows]
