@@ -36,26 +36,38 @@ def pictures():
     return jnp.array(np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), np.uint8))
 
 
-def test_a_masked_picture_gives_what_a_shortened_one_gives(model, pictures):
+@pytest.fixture(scope="module")
+def forward(model):
+    """The compiled model; a schedule is static, a threshold is not."""
+    graph, state = nnx.split(model)
+
+    def run(pictures, rule):
+        return nnx.merge(graph, state)(pictures, rule)
+
+    masked, scheduled = jax.jit(run), jax.jit(run, static_argnums=1)
+    return lambda pictures, rule: (masked if isinstance(rule, Threshold) else scheduled)(pictures, rule)
+
+
+def test_a_masked_picture_gives_what_a_shortened_one_gives(forward, pictures):
     for picture in pictures:
         one, counts = picture[None], (20, 7)
-        scheduled, norms = model(one, Schedule(counts))
+        scheduled, norms = forward(one, Schedule(counts))
         # Any level between the last norm that stays and the first that goes; tokens that are gone have none.
         ranked = [np.sort(np.asarray(own[0]))[::-1] for own in norms]
         levels = [(own[count - 1] + own[count]) / 2 for own, count in zip(ranked, counts, strict=True)]
         rule = Threshold(jnp.array(levels))
-        masked, seen = model(one, rule)
+        masked, seen = forward(one, rule)
         np.testing.assert_allclose(masked, scheduled, atol=1e-5)
         assert kept(rule, [np.asarray(own) for own in seen]).tolist() == [list(counts)]
-    assert not np.allclose(scheduled, model(one, None)[0], atol=1e-5)
+    assert not np.allclose(scheduled, forward(one, None)[0], atol=1e-5)
 
 
-def test_the_largest_token_stays_whatever_the_level(model, pictures):
+def test_the_largest_token_stays_whatever_the_level(forward, pictures):
     rule = Threshold(jnp.array([1e9, 1e9]))
-    logits, norms = model(pictures, rule)
+    logits, norms = forward(pictures, rule)
     assert np.isfinite(logits).all()
     assert kept(rule, [np.asarray(own) for own in norms]).tolist() == [[1, 1]] * len(pictures)
-    np.testing.assert_allclose(logits, model(pictures, Schedule((1, 1)))[0], atol=1e-5)
+    np.testing.assert_allclose(logits, forward(pictures, Schedule((1, 1)))[0], atol=1e-5)
 
 
 def test_a_schedule_that_keeps_all_is_no_pruning(model, pictures):
@@ -72,10 +84,9 @@ def test_the_random_control_depends_on_the_key_alone(model, pictures):
         model(pictures, rule)
 
 
-def test_calibrated_levels_keep_as_many_in_the_mean(model, pictures):
-    graph, state = nnx.split(model)
-    rule = calibrate((graph, state), np.asarray(pictures), (20, 7), batch=2)
-    _, norms = model(pictures, rule)
+def test_calibrated_levels_keep_as_many_in_the_mean(model, forward, pictures):
+    rule = calibrate(nnx.split(model), np.asarray(pictures), (20, 7), batch=2)
+    _, norms = forward(pictures, rule)
     np.testing.assert_allclose(kept(rule, [np.asarray(own) for own in norms]).mean(axis=0), (20, 7), atol=0.21)
 
 
