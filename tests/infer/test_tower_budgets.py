@@ -152,6 +152,7 @@ def test_projectors_that_merge_are_refused(name, reason):
         ("tome:0.5+hired:0.5", "hired scores or counts patches of which tome leaves only some.*random"),
         ("random:0.5+tome:0.5", r"random works between .* after tome.*Write tome:0.5\+random:0.5"),
         ("tome:0.5+tower_norm:0.5", "both work inside the vision tower"),
+        ("downsample:0.5+tome:0.5", "tome counts the tokens of whole tiles"),
         ("tome:17", "asks for 17 visual tokens, but a tile has only 16"),
         ("tower_norm:0.5,first_layer=7", "block 7 does not exist"),
         ("tome:2,r=1", "1 fewer in each of 2 blocks leave 14 of 16"),

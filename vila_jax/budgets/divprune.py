@@ -25,6 +25,7 @@ class DivPrune(Selector):
 
     name: ClassVar[str] = "divprune"
     nested: ClassVar[bool] = True
+    after_tower: ClassVar[bool] = True
 
     def intermediates(self, vision: VisionConfig, depth: int) -> dict[str, str]:
         del vision, depth

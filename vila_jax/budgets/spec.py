@@ -152,10 +152,16 @@ class Budget:
                     where=f"budget {str(self)!r}",
                     fix=f"Write {other}+{one}.",
                 )
-        self._check_after_tower()
+        self._check_tower()
 
-    def _check_after_tower(self) -> None:
-        tower, tokens = self.step("tower"), self.step("tokens")
+    def _check_tower(self) -> None:
+        picture, tower, tokens = self.step("picture"), self.step("tower"), self.step("tokens")
+        if picture is not None and tower is not None:
+            raise BudgetError(
+                f"{tower.method} counts the tokens of whole tiles, and {picture.method} may make tiles smaller",
+                where=f"budget {str(self)!r}",
+                fix="Give one of them.",
+            )
         if tower is not None and tokens is not None and not tokens.token_method.after_tower:
             able = [name for name, method in registry.METHODS.items() if getattr(method, "after_tower", False)]
             raise BudgetError(
