@@ -105,6 +105,7 @@ def test_decoder_with_a_budget_inside_agrees_with_what_xla_counts(spec):
         jax.ShapeDtypeStruct((1, width, DEEP.hidden_size), jnp.float32),
         jax.ShapeDtypeStruct((1, width), jnp.int32),
         jax.ShapeDtypeStruct((1, width), jnp.bool_),
+        jax.ShapeDtypeStruct((1, width), jnp.int32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
     )
     plan = None

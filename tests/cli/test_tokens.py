@@ -90,3 +90,15 @@ def test_merged_tokens_are_counted_where_they_come_from(vila_jax_cli, llava_next
     assert [row["kept"] for row in rows] == [12, 12, 12, 12, 16]
     assert [sum(row["kept_per_tile"]) for row in rows] == [12, 12, 12, 12, 16]
     assert [len(row["kept_per_tile"]) for row in rows] == [3, 3, 3, 3, 1]
+
+
+def test_what_the_last_layer_of_the_decoder_reads(vila_jax_cli, llava_next, wide_photo, tmp_path):
+    arguments = ("--image", wide_photo, "--out", tmp_path / "a.png", "--prompt", "w5 w6")
+    budgets = ("--budget", "fastv:0.5,layer=1", "--budget", "random:20+fastv:0.5,layer=1")
+    code, text, err = vila_jax_cli("tokens", llava_next, *arguments, *budgets, "--json")
+    assert (code, err) == (0, "")
+    half, ten = json.loads(text)["budgets"]
+    assert ten["kept"] == sum(ten["kept_per_tile"]) == 10
+    assert 0 < half["kept"] <= json.loads(text)["visual_tokens"] // 2  # newlines may be among what is left
+    code, _, err = vila_jax_cli("tokens", llava_next, *arguments, "--budget", "sparse:0.5,layer=1")
+    assert code == 7 and "leaves all tokens where they are" in err

@@ -228,3 +228,24 @@ def test_towers_without_class_token_and_merging_projectors(golden, name, count_c
     with count_compilations() as count:
         model.generate(messages=asked(photo(34, 70)), **options)
     assert count() == 0
+
+
+@pytest.mark.parametrize("picture", [SQUARE, TALL])
+def test_what_is_left_is_what_the_last_token_attends_to(model, written, picture):
+    prompt, budget = "w10 <image> w11 w12", Budget.parse("fastv:0.4,layer=1")
+    text = written.model.model.language_model
+    text.config._attn_implementation = "eager"
+    with torch.no_grad():
+        embedded = torch.tensor(model.embeddings(prompt, [picture]))[None]
+        attention = text(inputs_embeds=embedded, output_attentions=True).attentions[0][0].mean(0)[-1].numpy()
+    [image] = model.preprocessor.pictures([picture])
+    shown = np.concatenate(image.geometry.segments(-1))  # patches in token order, -1 for newlines
+    scores = attention[2 : 2 + len(shown)]  # behind BOS and w10
+    best = np.argsort(-scores, kind="stable")[: int(len(shown) * 0.4)]
+    left = model.engine.left(model.request(prompt, [picture], budget=budget), budget=budget)
+    assert set(left.indices) == {i for i in shown[best] if i >= 0}
+    assert np.flatnonzero(left.clusters >= 0).tolist() == sorted(left.indices)
+    both = Budget.parse("hired:0.5+fastv:0.4,layer=1")
+    given = model.engine.chosen(image, budget=both)
+    left = model.engine.left(model.request(prompt, [picture], budget=both), budget=both)
+    assert len(left.indices) == int(len(given.indices) * 0.4) and set(left.indices) < set(given.indices)

@@ -2,7 +2,7 @@
 
 Kept patches are bright, dropped ones dark; patches that are merged in one token have one colour, and an outline. Every
 tile says how many tokens come from it. Several budgets are drawn below each other. The decoder is neither loaded nor
-run.
+run, unless a budget works inside it: then --prompt is read, and what its last layer still sees is drawn.
 
 A fraction such as 0.2 is taken of all patches of the tiles, while the totals in the drawing leave out padding: of a
 picture that does not fill its tiles, more than a fifth of the real tokens is kept.
@@ -18,11 +18,13 @@ from vila_jax.cli import arguments, terminal
 from vila_jax.cli.progress import Progress
 
 if TYPE_CHECKING:
+    from vila_jax.budgets import Budget
     from vila_jax.cli.overlay import Choice
     from vila_jax.hf.checkpoint import Checkpoint
     from vila_jax.infer.engine import Engine
 
 SUMMARY = "draw which patches of a picture a budget keeps"
+PROMPT = "Describe the picture."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="F", required=True, help="the picture")
     parser.add_argument(
         "--budget", metavar="SPEC", action="append", required=True, help="e.g. hired:0.2; repeat it for several"
+    )
+    parser.add_argument(
+        "--prompt", metavar="TEXT", default=PROMPT, help=f"for budgets inside the decoder (default: {PROMPT!r})"
     )
     parser.add_argument("--out", metavar="PNG", required=True, type=_png, help="the file to write")
     arguments.add_dtype(parser)
@@ -51,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from vila_jax.cli.overlay import Choice, draw
     from vila_jax.hf.checkpoint import open_checkpoint
     from vila_jax.infer.pictures import prepare
-    from vila_jax.model import parse_budget
+    from vila_jax.model import from_pretrained, parse_budget
     from vila_jax.vision.open import open_image
 
     _check_writable(args.out)
@@ -59,15 +64,27 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(args.model, revision=args.revision, era=args.era)
     budgets = [parse_budget(spec, checkpoint) for spec in args.budget]
     preprocessor = make_preprocessor(checkpoint)
+    for budget in budgets:
+        _check_drawable(budget)
     enable_compile_cache()
     choices = []
     with Progress(enabled=not args.json) as progress:
-        engine = load_tower(checkpoint, args.dtype, progress)
+        model = None
+        if any(_drops(budget) for budget in budgets):
+            options = {"on_tensor": progress.on_tensor, "on_compile": progress.on_compile}
+            where = {"revision": args.revision, "era": args.era}
+            model = from_pretrained(args.model, dtype=args.dtype, **where, **options)
+        engine = load_tower(checkpoint, args.dtype, progress) if model is None else model.engine
         progress.phase("preparing the picture")
         full = engine.planner.visual_count(preprocessor.geometry((picture.height, picture.width)), None)
         for budget in budgets:
             [image] = prepare(preprocessor, [picture], budget)
-            chosen = engine.chosen(image, budget=budget)
+            if model is not None and _drops(budget):
+                shown = [{"type": "image", "image": picture}, {"type": "text", "text": args.prompt}]
+                request = model.request(messages=[{"role": "user", "content": shown}], budget=budget)
+                chosen = engine.left(request, budget=budget)
+            else:
+                chosen = engine.chosen(image, budget=budget)
             tokens = full if engine.planner.effective(budget) is None else len(chosen.indices)
             choices.append(Choice(str(budget), image, chosen, tokens, full))
     name = pathlib.PurePath(args.model).name
@@ -85,6 +102,24 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(facts)
     return 0
+
+
+def _drops(budget: "Budget | None") -> bool:
+    """Whether tokens leave inside the decoder."""
+    return budget is not None and not budget.is_full and budget.step("decoder") is not None
+
+
+def _check_drawable(budget: "Budget | None") -> None:
+    from vila_jax.budgets import Dropper
+    from vila_jax.errors import BudgetError
+
+    step = None if budget is None else budget.step("decoder")
+    if step is not None and not isinstance(step.decoder_method, Dropper):
+        raise BudgetError(
+            f"{step.method} leaves all tokens where they are, and every layer attends to others of them",
+            where=f"--budget {budget}",
+            fix="Draw a budget that takes tokens away.",
+        )
 
 
 def load_tower(checkpoint: "Checkpoint", dtype: str | None, progress: Progress) -> "Engine":

@@ -32,6 +32,12 @@ class Chosen:
         clusters[indices] = np.arange(len(indices))
         return cls(indices, indices // geometry.patches_per_tile, clusters)
 
+    def only(self, tokens: Int[np.ndarray, " L"]) -> "Chosen":
+        """Some of the tokens, by their numbers."""
+        number = np.full(len(self.indices) + 1, -1)  # the last entry is that of no token
+        number[tokens] = np.arange(len(tokens))
+        return Chosen(self.indices[tokens], self.tiles[tokens], number[self.clusters])
+
     @classmethod
     def of_selection(cls, selection: Selection, geometry: TileGeometry, max_tiles: int) -> "Chosen":
         """The first picture of a selection; it has this geometry, in a bucket of `max_tiles`."""

@@ -91,3 +91,16 @@ class Engine:
             return Chosen.of_patches(image.geometry.order(), image.geometry)
         selection = self.phases.selection(tiles)
         return Chosen.of_selection(selection, image.geometry, tiles.pictures.tiles.shape[1])
+
+    def left(self, request: Request, *, budget: Budget) -> Chosen:
+        """The tokens of the one picture of a prompt that the last layer reads, under a budget inside the decoder.
+
+        What is merged inside the decoder shows no patch, and is left out.
+        """
+        [image] = request.images
+        given = self.chosen(image, budget=budget)
+        source = np.asarray(self.phases.tokens_left(self.planner.layout([request], budget, 1)))
+        rows = source[0][source[0] >= 0]
+        if self.planner.selects(budget):  # the table holds the chosen tokens; else all patches, and a newline
+            return given.only(rows)
+        return given.only(np.flatnonzero(np.isin(given.indices, rows)))

@@ -141,6 +141,10 @@ class Planner:
         budget = self.effective(budget)
         return None if budget is None else budget.step("tokens") or budget.step("tower")
 
+    def selects(self, budget: Budget | None) -> bool:
+        """Whether tokens are chosen, or merged, in front of the decoder."""
+        return self._token_step(budget) is not None
+
     def _tower_step(self, budget: Budget | None) -> Step | None:
         budget = self.effective(budget)
         return None if budget is None else budget.step("tower")

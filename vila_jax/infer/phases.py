@@ -10,7 +10,7 @@ from vila_jax.budgets import Selection
 from vila_jax.infer.decode import Progress, decode_chunk
 from vila_jax.infer.decoder_plan import Schedule, SparseSchedule, Stages
 from vila_jax.infer.layout import Layout, Tiles
-from vila_jax.infer.prefill import Prompts, prefill, prompt_embeddings, prompt_logits
+from vila_jax.infer.prefill import Prompts, prefill, prompt_embeddings, prompt_logits, tokens_left
 from vila_jax.infer.programs import Programs
 from vila_jax.infer.sampler import Sampler
 from vila_jax.infer.vision import Encoded, VisualTokens, encode_tiles, selection, visual_tokens
@@ -60,6 +60,13 @@ class Phases:
         kept, schedule = layout.kept, layout.schedule
         visual = self.visual_tokens(layout.tiles)
         return self.programs.call("logits", prompt_logits, layout.prompts, visual, kept, schedule=schedule)
+
+    def tokens_left(self, layout: Layout) -> Int[Array, "B T"]:
+        """The rows of the table of visual tokens that a budget inside the decoder leaves."""
+        visual = self.visual_tokens(layout.tiles)
+        return self.programs.call(
+            "tokens left", tokens_left, layout.prompts, visual, layout.kept, schedule=layout.schedule
+        )
 
     def prefill(
         self, layout: Layout, sampler: Sampler, limit: Int[np.ndarray, " B"], ends: Int[np.ndarray, " E"]

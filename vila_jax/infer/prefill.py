@@ -59,7 +59,8 @@ def embed(model: VLM, prompts: Prompts, visual: VisualTokens | None) -> Tokens:
     else:
         embedded = model.splice(prompts.token_ids, prompts.source, visual.table)
     real = jax.lax.broadcasted_iota(jnp.int32, prompts.source.shape, 1) < prompts.lengths[:, None]
-    return Tokens(embedded, positions, (prompts.source >= 0) & real, prompts.lengths)
+    source = jnp.where(real, jnp.asarray(prompts.source), -1)
+    return Tokens(embedded, positions, source >= 0, source, prompts.lengths)
 
 
 class Reading(NamedTuple):
@@ -167,3 +168,17 @@ def prompt_logits(
     model = nnx.merge(graphdef, state)
     left = read(model.decoder, embed(model, prompts, visual), schedule, kept).tokens
     return model.decoder.logits(left.x), left.lengths
+
+
+def tokens_left(
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    prompts: Prompts,
+    visual: VisualTokens,
+    kept: Kept,
+    *,
+    schedule: Schedule,
+) -> Int[Array, "B T"]:
+    """The rows of the table of visual tokens that the last layer still reads; -1 for all else."""
+    model = nnx.merge(graphdef, state)
+    return read(model.decoder, embed(model, prompts, visual), schedule, kept).tokens.source

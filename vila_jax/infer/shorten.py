@@ -27,12 +27,14 @@ class Tokens(NamedTuple):
       x: hidden states.
       positions: rotary positions; padding repeats the last of its row.
       visual: which tokens are visual ones.
+      source: the row of the table of visual tokens that each is; -1 for text, padding, and what was merged on the way.
       lengths: tokens of every row.
     """
 
     x: Float[Array, "B T D"]
     positions: Int[Array, "B T"]
     visual: Bool[Array, "B T"]
+    source: Int[Array, "B T"]
     lengths: Int[Array, " B"]
 
 
@@ -124,8 +126,8 @@ def shorten(tokens: Tokens, scores: Float[Array, "B T"], counts: Kept, stage: in
         lengths = lengths + clusters
         tokens = _appended(tokens, merged)
     order = jnp.argsort(place, axis=1, stable=True)[:, : schedule.lengths[stage]]
-    x, positions, visual = (_rows(part, order) for part in tokens[:3])
-    return _settled(Tokens(x, positions, visual, lengths), schedule.renumbered)
+    x, positions, visual, source = (_rows(part, order) for part in tokens[:4])
+    return _settled(Tokens(x, positions, visual, source, lengths), schedule.renumbered)
 
 
 _NOWHERE = 2**30  # behind every token of a row
@@ -147,6 +149,7 @@ def _appended(tokens: Tokens, merged: Float[Array, "B M D"]) -> Tokens:
         x=jnp.concatenate([tokens.x, merged.astype(tokens.x.dtype)], axis=1),
         positions=jnp.concatenate([tokens.positions, jnp.zeros(shape, jnp.int32)], axis=1),
         visual=jnp.concatenate([tokens.visual, jnp.ones(shape, bool)], axis=1),
+        source=jnp.concatenate([tokens.source, jnp.full(shape, -1, jnp.int32)], axis=1),
         lengths=tokens.lengths,
     )
 
@@ -156,4 +159,6 @@ def _settled(tokens: Tokens, renumbered: bool) -> Tokens:
     index = jax.lax.broadcasted_iota(jnp.int32, tokens.visual.shape, 1)
     capped = jnp.minimum(index, tokens.lengths[:, None] - 1)
     positions = capped if renumbered else _rows(tokens.positions, capped)
-    return tokens._replace(positions=positions, visual=tokens.visual & (index < tokens.lengths[:, None]))
+    real = index < tokens.lengths[:, None]
+    source = jnp.where(real, tokens.source, -1)
+    return tokens._replace(positions=positions, visual=tokens.visual & real, source=source)
