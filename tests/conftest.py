@@ -4,9 +4,11 @@
 * 8 virtual CPU devices, so that sharding is exercised on any machine.
 * Silent rank promotion is an error, as are all warnings (see pyproject.toml).
 * Freed memory is kept (see `vila_jax.heap`), which is what most of the time would go into.
-* Compilations are cached between runs, and `count_compilations` counts them.
+* Compilations are cached between runs, and `count_compilations` counts them. Within a run each file forgets its own:
+  every compiled program holds maps of memory, of which a process may have 65,530, and thousands of them end in a crash.
 """
 
+import gc
 import os
 import pathlib
 
@@ -37,6 +39,14 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 def golden() -> pathlib.Path:
     """Folder of the vectors recorded from the reference implementations."""
     return GOLDEN
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs():
+    """Lets go of the programs that the tests of a file have compiled."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
