@@ -66,3 +66,9 @@ class HubError(VilaError):
     """A model that cannot be found on, or fetched from, the Hugging Face Hub."""
 
     exit_code = 8
+
+
+class DataError(VilaError):
+    """Training data of which more cannot be used than a run allows."""
+
+    exit_code = 10

@@ -13,18 +13,12 @@ from train.data.mixture import mix
 from train.data.packing import RowShape, pack
 from train.data.records import BadSample, Record
 from train.data.store import decoded, read_shards
-from vila_jax.errors import VilaError
+from vila_jax.errors import DataError
 
 log = logging.getLogger("train.data")
 
 MIN_SEEN = 200
 """Samples before their bad ones are judged as a share."""
-
-
-class TooManyBadError(VilaError):
-    """More samples cannot be trained on than the run allows."""
-
-    exit_code = 9
 
 
 class SkipBad(grain.IterDataset):
@@ -34,7 +28,7 @@ class SkipBad(grain.IterDataset):
 
     Args:
       samples: what is read.
-      max_share: the largest share of bad samples; more raise `TooManyBadError`.
+      max_share: the largest share of bad samples; more raise `DataError`.
     """
 
     def __init__(self, samples: grain.IterDataset, max_share: float = 1.0):
@@ -67,7 +61,7 @@ class SkipBadIterator(grain.DatasetIterator):
         share = self.bad.total() / self.seen
         if self.seen >= MIN_SEEN and share > self._max_share:
             reasons = ", ".join(f"{n} x {reason}" for reason, n in self.bad.most_common())
-            raise TooManyBadError(
+            raise DataError(
                 f"{share:.1%} of {self.seen} samples are bad, and at most {self._max_share:.1%} may be: {reasons}",
                 where="data",
                 fix="Mend the data set, or raise `max_bad_share`.",

@@ -18,6 +18,7 @@ EXIT_CODES = {
     7: "a visual-token budget that cannot be parsed or met",
     8: "a model that cannot be found or downloaded",
     OUT_OF_MEMORY: "not enough memory on the device or the host",
+    10: "training data of which more cannot be used than a run allows",
     INTERRUPTED: "interrupted (Ctrl-C)",
     BROKEN_PIPE: "the reader of the output went away",
 }

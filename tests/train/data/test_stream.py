@@ -16,7 +16,8 @@ from train.data.readers import READERS
 from train.data.records import Caption, Conversation, Document
 from train.data.samples import Layout
 from train.data.store import read_shards, write_shards
-from train.data.stream import MIN_SEEN, TooManyBadError, batches, samples
+from train.data.stream import MIN_SEEN, batches, samples
+from vila_jax.errors import DataError
 
 SHAPE = RowShape(tokens=160, tiles=4, bins=4)
 
@@ -71,7 +72,7 @@ def test_too_many_faults_end_the_run(layout):
     layout, _ = layout
     records = [conversation(i, 0) if i % 10 else Caption("a", "b", (b"",)) for i in range(MIN_SEEN + 20)]
     assert len(laid_out(records, layout, max_bad_share=0.11)[0]) == 198
-    with pytest.raises(TooManyBadError, match="corrupt picture"):
+    with pytest.raises(DataError, match="corrupt picture"):
         laid_out(records, layout, max_bad_share=0.05)
 
 
