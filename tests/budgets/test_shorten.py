@@ -28,7 +28,8 @@ def cut(spec, scores):
     """Places that the tokens left of every row had, and which of the first `WIDTH` are merged ones."""
     place = np.tile(np.arange(WIDTH, dtype=np.int32), (3, 1))
     x = np.stack([place, np.ones_like(place)], axis=-1).astype(np.float32)
-    tokens = Tokens(*map(jnp.asarray, (x, place, VISUAL, np.array(LENGTHS, np.int32))))
+    source = np.where(VISUAL, place, -1).astype(np.int32)
+    tokens = Tokens(*map(jnp.asarray, (x, place, VISUAL, source, np.array(LENGTHS, np.int32))))
     planned = plan(spec)
     counts = jax.tree.map(lambda count: jnp.asarray(count[0]), planned.kept)
     left = _shorten(tokens, jnp.asarray(scores), counts, planned.schedule)
@@ -57,6 +58,7 @@ def test_all_text_and_exactly_the_count(data):
         assert len(kept) == expected and VISUAL[row][kept.astype(int)].all()
         assert left.positions[row, : len(places)].tolist() == places.astype(int).tolist()
         assert not left.visual[row, len(places) :].any()
+        assert [int(i) for i in left.source[row] if i >= 0] == kept.tolist()
 
 
 @settings(max_examples=25, deadline=None)

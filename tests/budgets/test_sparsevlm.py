@@ -39,7 +39,7 @@ def test_scores_and_masks_are_those_of_the_reference(recorded, setting, kept):
             return rows
 
     zeros = jnp.zeros((1, 576), jnp.int32)
-    tokens = Tokens(jnp.zeros((1, 576, 2)), zeros, zeros == 0, jnp.full(1, 576, jnp.int32))
+    tokens = Tokens(jnp.zeros((1, 576, 2)), zeros, zeros == 0, zeros, jnp.full(1, 576, jnp.int32))
     raters = Raters(jnp.arange(13), jnp.asarray([[1.0] * 9 + [0.0] * 4]))
     scores = score(Recorded(), 2, tokens, raters)
     np.testing.assert_allclose(scores, recorded["relation_vis_text"], rtol=1e-6, atol=1e-7)

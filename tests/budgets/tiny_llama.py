@@ -65,7 +65,8 @@ def pad(rows: list[tuple[np.ndarray, np.ndarray]]) -> Tokens:
     for i, (own, mask) in enumerate(rows):
         x[i, : len(own)], visual[i, : len(own)] = own, mask
     positions = np.minimum(np.arange(ROOM, dtype=np.int32)[None], lengths[:, None] - 1)
-    return Tokens(*map(jnp.asarray, (x, positions, visual, lengths)))
+    source = np.where(visual, np.cumsum(visual, axis=1) - 1, -1).astype(np.int32)
+    return Tokens(*map(jnp.asarray, (x, positions, visual, source, lengths)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 5))
