@@ -27,7 +27,7 @@ from eval.studies.pruned_encoder import (
     geometric,
     kept,
 )
-from eval.studies.reading_matter import Examples, draw, mirrored
+from eval.studies.something_red import Examples, draw, mirrored
 from eval.studies.training import Split, epochs, fit, over_batches
 from vila_jax.cli.cache import enable_compile_cache
 
@@ -42,8 +42,7 @@ class Settings:
     """What decides the results.
 
     Attributes:
-      whole: blocks at the beginning that read all tokens; what their attention has passed on is not lost with a token.
-      ratio: tokens that go on after a later block, by those that entered it.
+      ratio: tokens that go on after a block, by those that entered it.
       rounds: of the measurement of time.
     """
 
@@ -52,8 +51,7 @@ class Settings:
     test: int = 1000
     steps: int = 300
     learning_rate: float = 3e-3
-    whole: int = 2
-    ratio: float = 0.45
+    ratio: float = 0.65
     seeds: int = 3
     rounds: int = 30
 
@@ -88,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
 
 def schedule(settings: Settings, kind: str) -> Schedule | None:
     """The rule under which a kind of model is trained."""
-    counts = geometric(settings.shape, settings.ratio, settings.whole)
+    counts = geometric(settings.shape, settings.ratio)
     return {"baseline": None, "schedule": Schedule(counts), "random": Schedule(counts, by="random")}[kind]
 
 
@@ -97,7 +95,7 @@ def _run(settings: Settings, kind: str, seed: int, train: Examples, test: Exampl
     own = schedule(settings, kind)
     model = _train(settings, own, seed, train)
     forms: dict[str, Rule] = {kind: own}
-    counts = geometric(settings.shape, settings.ratio, settings.whole)
+    counts = geometric(settings.shape, settings.ratio)
     if kind == "baseline":
         forms["untrained schedule"] = Schedule(counts)
     if kind == "schedule":
@@ -142,7 +140,7 @@ def _times(settings: Settings, test: Examples) -> dict[str, Any]:
     Neither depends on the weights, which are therefore those of the start; nor on the levels, since shapes are static.
     """
     graph, state = nnx.split(PrunedEncoder(settings.shape, rngs=nnx.Rngs(0)))
-    counts = geometric(settings.shape, settings.ratio, settings.whole)
+    counts = geometric(settings.shape, settings.ratio)
     levels = Threshold(jnp.full(len(counts), 1.0))
     pictures = jnp.asarray(test.pictures[:_BATCH])
     forms: dict[str, Any] = {

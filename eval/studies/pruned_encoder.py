@@ -106,9 +106,9 @@ def _scores(rule: Schedule, norms: Float[Array, "B T"], layer: int, key: Array |
     return jax.random.uniform(jax.random.fold_in(key, layer), norms.shape)
 
 
-def geometric(shape: Shape, ratio: float, whole: int = 1) -> tuple[int, ...]:
-    """Counts after every block but the last: the first `whole` blocks read all tokens, then each the same part."""
-    return tuple(max(1, round(shape.tokens * ratio ** max(0, i - whole + 1))) for i in range(1, shape.layers))
+def geometric(shape: Shape, ratio: float) -> tuple[int, ...]:
+    """Counts that shrink by the same ratio after every block but the last."""
+    return tuple(max(1, round(shape.tokens * ratio**i)) for i in range(1, shape.layers))
 
 
 def calibrate(

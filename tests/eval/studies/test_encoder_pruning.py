@@ -21,7 +21,7 @@ from eval.studies.pruned_encoder import (
     geometric,
     kept,
 )
-from eval.studies.reading_matter import draw, mirrored
+from eval.studies.something_red import draw, mirrored
 
 SHAPE = Shape(side=48, patch=8, width=16, heads=2, layers=3)
 

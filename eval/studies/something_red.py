@@ -1,4 +1,4 @@
-"""The task of the encoder study: does a drawn scene show something to read?"""
+"""The task of the encoder study: does a drawn scene show something red?"""
 
 from typing import NamedTuple
 
@@ -6,13 +6,13 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from vila_jax.scenes import Difficulty, draw_scene
-from vila_jax.scenes.world import FINE_THINGS, Split
+from vila_jax.scenes.world import Split
 
-_DIFFICULTY = Difficulty(shapes=(1, 3), fine=(0, 1), oblong=0.0)
+_DIFFICULTY = Difficulty(shapes=(1, 4), fine=(0, 0), oblong=0.0)
 
 
 class Examples(NamedTuple):
-    """Pictures of 96 x 96 pixels, and whether each shows something to read."""
+    """Pictures of 96 x 96 pixels, and whether each shows something red."""
 
     pictures: UInt8[np.ndarray, "B 96 96 3"]
     answers: Bool[np.ndarray, " B"]
@@ -21,16 +21,14 @@ class Examples(NamedTuple):
 def draw(count: int, split: Split) -> Examples:
     """The first scenes of a split that make `count` examples, both answers equally frequent.
 
-    What is to be read stands on a card, a plate or a sign, dark on white paper in a coloured frame. Beside it, or
-    without it, stand one to three shapes on dark ground, white ones among them: neither a colour nor a bright patch
-    gives the answer away, and a tenth of a picture or less does.
+    One to four shapes of seven colours stand on dark ground; the answer stands in the few patches that a red one covers.
     """
     wanted = {True: count - count // 2, False: count // 2}
     pictures, answers = [], []
     seed = 0
     while any(wanted.values()):
         scene = draw_scene(seed, split=split, difficulty=_DIFFICULTY)
-        answer = any(thing.kind in FINE_THINGS for thing in scene.objects)
+        answer = any(thing.color == "red" for thing in scene.objects)
         if wanted[answer]:
             wanted[answer] -= 1
             pictures.append(scene.image)
