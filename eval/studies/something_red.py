@@ -21,7 +21,7 @@ class Examples(NamedTuple):
 def draw(count: int, split: Split) -> Examples:
     """The first scenes of a split that make `count` examples, both answers equally frequent.
 
-    One to four shapes of seven colours stand on dark ground; the answer stands in the few patches that a red one covers.
+    One to four shapes of seven colours stand on dark ground; the answer is in the few patches that a red one covers.
     """
     wanted = {True: count - count // 2, False: count // 2}
     pictures, answers = [], []
