@@ -53,7 +53,7 @@ class Given:
 
 def golden_batch(golden, name):
     """The reference's batch of three conversations as our rows, its arrays, and the model."""
-    folder = golden / "vila" / "e2e"
+    folder = golden / "vila" / "loss"
     facts = json.loads((folder / f"{name}_loss.json").read_text())
     with np.load(folder / f"{name}_loss.npz") as file:
         arrays = dict(file)
