@@ -99,7 +99,7 @@ def _draw_accuracy(axes: Any, rows: Sequence[Row]) -> None:
         bars = [[mean - low], [high - mean]]
         axes.errorbar([i], [mean], yerr=bars, marker="o", capsize=3, color=_COLORS.get(row.form, "#a0721a"))
         axes.annotate(f"{mean:.1f}", (i, mean), (8, 0), textcoords="offset points", va="center", fontsize=9)
-    names = [textwrap.fill(FORMS[row.form], 16) for row in rows]
+    names = [textwrap.fill(FORMS[row.form], 11) for row in rows]
     axes.set_xticks(range(len(rows)), names, fontsize=8)
     axes.set_xlim(-0.4, len(rows) - 0.3)
     axes.set_title("accuracy, % (bars: 95 %; band: that of no pruning)", loc="left", fontsize=10)
