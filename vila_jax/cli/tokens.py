@@ -71,15 +71,20 @@ def run(args: argparse.Namespace) -> int:
     with Progress(enabled=not args.json) as progress:
         model = None
         if any(_drops(budget) for budget in budgets):
-            options = {"on_tensor": progress.on_tensor, "on_compile": progress.on_compile}
-            where = {"revision": args.revision, "era": args.era}
-            model = from_pretrained(args.model, dtype=args.dtype, **where, **options)
+            model = from_pretrained(
+                args.model,
+                dtype=args.dtype,
+                revision=args.revision,
+                era=args.era,
+                on_tensor=progress.on_tensor,
+                on_compile=progress.on_compile,
+            )
         engine = load_tower(checkpoint, args.dtype, progress) if model is None else model.engine
         progress.phase("preparing the picture")
         full = engine.planner.visual_count(preprocessor.geometry((picture.height, picture.width)), None)
         for budget in budgets:
             [image] = prepare(preprocessor, [picture], budget)
-            if model is not None and _drops(budget):
+            if model is not None and budget is not None and _drops(budget):
                 shown = [{"type": "image", "image": picture}, {"type": "text", "text": args.prompt}]
                 request = model.request(messages=[{"role": "user", "content": shown}], budget=budget)
                 chosen = engine.left(request, budget=budget)
