@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from vila_jax.cli import arguments, terminal, units
+from vila_jax.cli.loading import load_model
 from vila_jax.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     enable_compile_cache()
     start = time.perf_counter()
     with Progress(enabled=not args.json) as progress:
-        model = _load(args, progress)
+        model = load_model(args, progress, budget=args.budget, style=args.style)
         loaded = time.perf_counter()
         result = _answer(model, args, images, progress)
     if args.json:
@@ -73,21 +74,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         terminal.stderr().print(closing_line(result), style="dim", soft_wrap=True)
     return 0
-
-
-def _load(args: argparse.Namespace, progress: Progress) -> "Model":
-    from vila_jax.model import from_pretrained
-
-    return from_pretrained(
-        args.model,
-        dtype=args.dtype,
-        budget=args.budget,
-        revision=args.revision,
-        era=args.era,
-        style=args.style,
-        on_tensor=progress.on_tensor,
-        on_compile=progress.on_compile,
-    )
 
 
 def _answer(model: "Model", args: argparse.Namespace, images: list[Any], progress: Progress) -> "Generation":

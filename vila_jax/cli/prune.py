@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vila_jax.cli import arguments, terminal, units
 from vila_jax.cli.convert import size
+from vila_jax.cli.loading import load_model
 from vila_jax.cli.progress import Progress
 from vila_jax.errors import ConfigError, ImageError
 
@@ -124,18 +125,10 @@ def _pictures(args: argparse.Namespace) -> list[pathlib.Path]:
 
 def _activations(args: argparse.Namespace, pictures: list[pathlib.Path], progress: Progress) -> "Activations":
     from vila_jax.cli.cache import enable_compile_cache
-    from vila_jax.model import from_pretrained
     from vila_jax.prune import calibrate
 
     enable_compile_cache()
-    model = from_pretrained(
-        args.model,
-        dtype=args.dtype,
-        revision=args.revision,
-        era=args.era,
-        on_tensor=progress.on_tensor,
-        on_compile=progress.on_compile,
-    )
+    model = load_model(args, progress)
     return calibrate(model, _requests(model, pictures, args.prompt or [_QUESTION], progress))
 
 

@@ -15,6 +15,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from vila_jax.cli import arguments, terminal
+from vila_jax.cli.loading import load_model
 from vila_jax.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from vila_jax.cli.overlay import Choice, draw
     from vila_jax.hf.checkpoint import open_checkpoint
     from vila_jax.infer.pictures import prepare
-    from vila_jax.model import from_pretrained, parse_budget
+    from vila_jax.model import parse_budget
     from vila_jax.vision.open import open_image
 
     _check_writable(args.out)
@@ -71,14 +72,7 @@ def run(args: argparse.Namespace) -> int:
     with Progress(enabled=not args.json) as progress:
         model = None
         if any(_drops(budget) for budget in budgets):
-            model = from_pretrained(
-                args.model,
-                dtype=args.dtype,
-                revision=args.revision,
-                era=args.era,
-                on_tensor=progress.on_tensor,
-                on_compile=progress.on_compile,
-            )
+            model = load_model(args, progress)
         engine = load_tower(checkpoint, args.dtype, progress) if model is None else model.engine
         progress.phase("preparing the picture")
         full = engine.planner.visual_count(preprocessor.geometry((picture.height, picture.width)), None)

@@ -1,0 +1,21 @@
+"""The model that a command line names."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from vila_jax.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from vila_jax.model import Model
+
+
+def load_model(args: argparse.Namespace, progress: Progress, **options: Any) -> "Model":
+    """Loads MODEL as --dtype, --revision and --era say, showing how far it is.
+
+    Args:
+      options: further ones of `vila_jax.from_pretrained`.
+    """
+    from vila_jax.model import from_pretrained
+
+    named: dict[str, Any] = {name: getattr(args, name) for name in ("dtype", "revision", "era")}
+    return from_pretrained(args.model, on_tensor=progress.on_tensor, on_compile=progress.on_compile, **named, **options)
