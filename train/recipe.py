@@ -89,7 +89,8 @@ class Optimizer:
     """How weights are moved.
 
     Attributes:
-      rule: `adamw`; `muon` for the matrices of blocks and projector, AdamW for all else; `adafactor`, which keeps least.
+      rule: `adamw`; `muon` for the matrices of blocks and projector, with AdamW for all else; `adafactor`, which keeps
+        least.
       weight_decay: of matrices; norms, biases and single embeddings are never decayed.
       clip: largest norm of the gradient over all groups; None for no limit.
       warmup: share of the steps in which the learning rates rise linearly to their peaks.
