@@ -8,7 +8,7 @@ from vila_jax.bench.memory import kv_bytes_per_token, parameter_counts
 from vila_jax.bench.presets import PRESETS, preset
 from vila_jax.errors import ConfigError
 
-# name: ViT TFLOP a tile, projector M parameters, decoder B parameters (vocabulary 32,000), KV KiB a token, tokens a tile
+# name: TFLOP of the tower per tile, parameters of projector (M) and decoder (B), KV KiB per token, tokens per tile
 PUBLISHED = {
     "llava-1.5-7b": (0.366, 20.98, 6.738, 512, 576),
     "vila-7b": (0.366, 20.98, 6.738, 512, 576),

@@ -1,4 +1,4 @@
-"""Models by their published shapes, without their weights: what is measured, planned and lowered where none are at hand.
+"""Models by their published shapes, without weights: what is measured, planned and lowered where none are at hand.
 
 A preset is the `config.json` of a published checkpoint, reduced to what decides shapes. Sources: the configs on the Hub
 of llava-hf/llava-1.5-7b-hf and -13b-hf, llava-hf/llava-v1.6-vicuna-7b-hf, Efficient-Large-Model/VILA-7b and -13b,
