@@ -72,3 +72,9 @@ class DataError(VilaError):
     """Training data of which more cannot be used than a run allows."""
 
     exit_code = 10
+
+
+class TrainingDiverged(VilaError):
+    """A run of which too many steps in a row had to be skipped."""
+
+    exit_code = 11
