@@ -21,7 +21,8 @@ class Parts:
       tower: checkpoint of the vision tower, likewise.
       layout: whose anatomy it gets: `vila` (1.5), `nvila`, or `llava` (1.5).
       projector: its name there (`mlp2x_gelu`, `mlp_downsample`, `mlp_downsample_3x3_fix` …).
-      style: name of the conversation style, where the decoder's own chat template is not used.
+      style: name of the conversation style that the model speaks from now on, where the decoder's own chat template
+        is not used; see `Stage.style` for that of one stage alone.
       pictures: how they are prepared, as VILA's `image_aspect_ratio` (`resize`, `pad`, `dynamic` …).
     """
 
@@ -155,6 +156,7 @@ class Stage:
       steps: None for one round of the mixture, whose number of rows is estimated beforehand.
       start: where the weights come from: the name of a finished run, a checkpoint folder, or a name on the Hub.
       parts, new: instead of `start`.
+      style: name of the conversation style in which the data is written (`plain` …); None for the model's own.
       lora: low-rank additions; what they are added to is then not trained.
       objective: what is minimised: the cross entropy of the answers, that of the patch labels of drawn scenes, or both.
       label_weight: of the patch labels beside the answers.
@@ -173,6 +175,7 @@ class Stage:
     start: str | None = None
     parts: Parts | None = None
     new: New | None = None
+    style: str | None = None
     lora: Lora | None = None
     objective: Literal["answers", "labels", "answers+labels"] = "answers"
     label_weight: float = 0.1
