@@ -4,6 +4,7 @@
     projector   projector.*, newline
     decoder     decoder.*
     scorer      scorer.*, if the model has one
+    heads       heads.*, classifiers that live beside the model while it is trained, see `train/scenes/heads.py`
 
 Gradients are taken with respect to what is trained and nothing else, so that no gradient of a frozen weight is ever
 built: a frozen tower is run forward only, a frozen decoder under a trained projector hands gradients of activations on.
@@ -22,11 +23,14 @@ from vila_jax.errors import ConfigError
 from vila_jax.nn.params import Axes, dotted, logical_axes
 from vila_jax.nn.vlm import VLM
 
+HEADS = "heads"
+
 GROUPS = {
     "tower": ("vision_tower",),
     "projector": ("projector", "newline"),
     "decoder": ("decoder",),
     "scorer": ("scorer",),
+    HEADS: (HEADS,),
 }
 LORA = "lora"
 
