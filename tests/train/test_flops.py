@@ -66,19 +66,19 @@ def not_needed(config):
     return pairs + 2 * LENGTH * decoder.hidden_size * decoder.vocab_size
 
 
-@pytest.mark.parametrize("config", [LLAVA, NORMS], ids=["llava", "norms"])
 @pytest.mark.parametrize(
-    ("trained", "low_rank"),
+    ("config", "trained", "low_rank"),
     [
-        (("projector",), ()),
-        (("projector", "decoder"), ()),
-        (("tower", "projector"), ()),
-        (("tower", "projector", "decoder"), ()),
-        (("decoder",), ()),
-        (("projector", "decoder"), ("decoder",)),
-        (("tower", "projector", "decoder"), ("tower", "decoder")),
+        (NORMS, ("projector",), ()),
+        (LLAVA, ("projector",), ()),
+        (LLAVA, ("projector", "decoder"), ()),
+        (LLAVA, ("tower", "projector"), ()),
+        (LLAVA, ("tower", "projector", "decoder"), ()),
+        (LLAVA, ("decoder",), ()),
+        (LLAVA, ("projector", "decoder"), ("decoder",)),
+        (LLAVA, ("tower", "projector", "decoder"), ("tower", "decoder")),
     ],
-    ids=lambda names: "+".join(names) or "whole",
+    ids=lambda own: "+".join(own) or "whole" if isinstance(own, tuple) else "norms" if own is NORMS else "llava",
 )
 def test_xla_counts_as_much(config, trained, low_rank):
     own = lora.Lora(rank=64, groups=low_rank) if low_rank else None
