@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from train.data.labels import IGNORED
 
-Scores = Callable[[Float[Array, "M D"]], Float[Array, "M C"]]
+Scores = Callable[[Float[Array, "*batch D"]], Float[Array, "*batch C"]]
 
 
 class Sums(NamedTuple):
@@ -59,35 +59,41 @@ def cross_entropy(
       hidden: what it reads.
       targets: the token that follows each position; `IGNORED` where nothing is learned.
       soft: VILA's `soft_cross_entropy` for time tokens (`llava/train/utils.py`, main branch).
-      chunk: positions whose scores are held at a time.
+      chunk: positions whose scores are held at a time, over all rows (and devices) together; one of a row at least.
+
+    A chunk takes positions from everywhere in every row, so that no device of a mesh idles where rows and tokens are
+    split among them, and none needs those of another.
     """
-    flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    chunks = -(-len(wanted) // chunk)
-    missing = chunks * chunk - len(wanted) if chunks > 1 else 0
-    flat = jnp.pad(flat, ((0, missing), (0, 0)))
-    wanted = jnp.pad(wanted, (0, missing), constant_values=IGNORED)
+    length = targets.shape[-1]
+    hidden, targets = hidden.reshape(-1, length, hidden.shape[-1]), targets.reshape(-1, length)
+    columns = min(length, max(1, chunk // len(targets)))
+    chunks = -(-length // columns)
     one = jax.checkpoint(functools.partial(_chunk_sums, scores, soft))
     if chunks == 1:
-        return one(flat, wanted)
+        return one(hidden, targets)
+    missing = chunks * columns - length
+    hidden = jnp.pad(hidden, ((0, 0), (0, missing), (0, 0)))
+    targets = jnp.pad(targets, ((0, 0), (0, missing)), constant_values=IGNORED)
 
     def add(sums: Sums, part: tuple[Array, Array]) -> tuple[Sums, None]:
         return Sums(*map(jnp.add, sums, one(*part))), None
 
     zero = Sums(jnp.float32(0), jnp.int32(0), jnp.int32(0))
-    return jax.lax.scan(add, zero, (flat.reshape(chunks, chunk, -1), wanted.reshape(chunks, chunk)))[0]
+    parts = (jnp.moveaxis(x.reshape(len(x), columns, chunks, *x.shape[2:]), 2, 0) for x in (hidden, targets))
+    return jax.lax.scan(add, zero, tuple(parts))[0]
 
 
 def _chunk_sums(
-    scores: Scores, soft: SoftTargets | None, hidden: Float[Array, "M D"], targets: Int[Array, " M"]
+    scores: Scores, soft: SoftTargets | None, hidden: Float[Array, "B M D"], targets: Int[Array, "B M"]
 ) -> Sums:
     logits = scores(hidden).astype(jnp.float32)
     log_p = jax.nn.log_softmax(logits, axis=-1)
     known = targets >= 0
-    losses = -jnp.take_along_axis(log_p, jnp.maximum(targets, 0)[:, None], axis=-1)[:, 0]
+    losses = -jnp.take_along_axis(log_p, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     if soft is not None:
         tokens = jnp.asarray(soft.tokens, jnp.int32)
-        on_scale = (targets[:, None] == tokens[None, :]).astype(jnp.float32)
-        spread = -jnp.sum((on_scale @ soft.weights()) * log_p[:, tokens], axis=-1)
+        on_scale = (targets[..., None] == tokens[None, None, :]).astype(jnp.float32)
+        spread = -jnp.sum((on_scale @ soft.weights()) * log_p[..., tokens], axis=-1)
         losses = jnp.where(jnp.any(on_scale > 0, axis=-1), spread, losses)
     return Sums(
         jnp.sum(jnp.where(known, losses, 0.0)),

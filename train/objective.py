@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -13,25 +14,28 @@ Batch = dict[str, Any]
 """Arrays of `train.data.packing.pack`, with an axis of rows in front."""
 
 
-def visual_table(model: VLM, pixels: Float[Array, "B R 3 h w"]) -> Float[Array, "V D"]:
-    """The visual tokens of all tiles of all rows, and the newline, if the model has one."""
+def visual_table(model: VLM, pixels: Float[Array, "B R 3 h w"]) -> Float[Array, "B V D"]:
+    """The visual tokens of the tiles of every row, and the newline, if the model has one."""
     features, _ = model.encode(pixels.reshape(-1, *pixels.shape[2:]))
     visual = model.project(model.merge(features))
-    return model.with_newline(visual.reshape(-1, visual.shape[-1]))
+    return jax.vmap(model.with_newline)(visual.reshape(len(pixels), -1, visual.shape[-1]))
 
 
-def table_index(source: Int[Array, "B T"], per_row: int) -> Int[Array, "B T"]:
-    """Rows of the table that visual slots point to, each row of the batch having `per_row` of it; -1 for text."""
-    rows = source.shape[0]
-    index = source + per_row * jnp.arange(rows, dtype=source.dtype)[:, None]
-    return jnp.where(source == NEWLINE, rows * per_row, jnp.where(source >= 0, index, -1))
+def splice(
+    model: VLM, token_ids: Int[Array, "B T"], source: Int[Array, "B T"], table: Float[Array, "B V D"]
+) -> Float[Array, "B T D"]:
+    """Embeddings of text and visual tokens. Every row reads a table of its own: on a mesh none is sent to another.
+
+    Args:
+      source: row of the own table, -1 for text, `NEWLINE` for its last row.
+    """
+    index = jnp.where(source == NEWLINE, table.shape[1] - 1, source)
+    return jax.vmap(model.splice)(token_ids[:, None], index[:, None], table)[:, 0]
 
 
 def answer_sums(model: VLM, batch: Batch, *, soft: SoftTargets | None = None, chunk: int = 1024) -> Sums:
     """Loss, hits and number of the targets of a batch; see `cross_entropy` for the options."""
     table = visual_table(model, batch["pixels"])
-    rows = batch["source"].shape[0]
-    per_row = (table.shape[0] - (model.newline is not None)) // rows
-    embedded = model.splice(batch["token_ids"], table_index(batch["source"], per_row), table)
+    embedded = splice(model, batch["token_ids"], batch["source"], table)
     hidden, _ = model.decoder(embedded, batch["positions"], segments=batch["segments"])
     return cross_entropy(model.decoder.logits, hidden, batch["targets"], soft=soft, chunk=chunk)

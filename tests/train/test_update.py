@@ -35,9 +35,13 @@ TINY = {
 }
 
 
-def tiny():
-    config = parse_config(LLAVA_15_7B | TINY | {"image_token_index": 49}).vlm
-    return VLM(config, rngs=nnx.Rngs(0))
+def tiny_config(tower_layers=3):
+    tower = {**TINY["vision_config"], "num_hidden_layers": tower_layers}
+    return parse_config(LLAVA_15_7B | TINY | {"image_token_index": 49, "vision_config": tower}).vlm
+
+
+def tiny(tower_layers=3):
+    return VLM(tiny_config(tower_layers), rngs=nnx.Rngs(0))
 
 
 def batch(parts=1, rows=2, length=24, seed=0):

@@ -2,5 +2,6 @@
 
 from vila_jax.dist.mesh import make_mesh
 from vila_jax.dist.rules import ShardingRules, sharding_for
+from vila_jax.dist.start import start
 
-__all__ = ["ShardingRules", "make_mesh", "sharding_for"]
+__all__ = ["ShardingRules", "make_mesh", "sharding_for", "start"]

@@ -82,6 +82,8 @@ def attention(
     visible = _visible(
         q.shape[1], k.shape[-2], causal=causal, lengths=lengths, offset=offset, window=window, segments=segments
     )
+    if segments is not None:
+        return _packed_attention(q, k, v, visible)
     return _xla_attention(q, k, v, visible)
 
 
@@ -186,6 +188,26 @@ def _xla_attention(
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(*k.shape[:-2], -1, keys)
     out = jnp.einsum("...MS,...SH->...MH", weights, v)
     return out.reshape(*grouped, width).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+def _packed_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K T H"],
+    v: Float[Array, "B K T H"],
+    visible: Bool[Array, "#B 1 1 #T S"] | None,
+) -> Float[Array, "B T N H"]:
+    """The products of `_xla_attention` with queries as an axis of their own, as training spells them.
+
+    Where a mesh splits rows into stretches of tokens, every device then keeps its queries and gathers keys and values;
+    with queries and heads in one axis XLA would gather the queries, too.
+    """
+    batch, queries, heads, width = q.shape
+    grouped = q.reshape(batch, queries, k.shape[1], heads // k.shape[1], width)
+    scores = jnp.einsum("BTKGH,BKSH->BKGTS", grouped, k, preferred_element_type=jnp.float32) * width**-0.5
+    if visible is not None:
+        scores = jnp.where(visible, scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("BKGTS,BKSH->BTKGH", weights, v).reshape(q.shape)
 
 
 def _visible(

@@ -1,6 +1,7 @@
 """The language model: Llama, Mistral and Qwen2 are one network with different constants.
 
 Layers are unrolled with one weight array each: at batch 1 a scan over stacked weights copies every slice at every step.
+Training stacks them, see `vila_jax.nn.stacked`.
 
 The cache is one key and one value array per layer, `[B, K, S, H]`, of static length. Row `b` uses the first `length[b]`
 entries; prompts are padded on the right, so that entry `s` of the cache is always token `s` of its row:
@@ -29,6 +30,7 @@ from vila_jax.nn.focus import Focus, focused_attention, mean_weights
 from vila_jax.nn.layers import ACTIVATIONS, Linear, RMSNorm
 from vila_jax.nn.params import normal, weight
 from vila_jax.nn.rope import apply_rope, rotary_angles
+from vila_jax.nn.stacked import Execution, Stacked, run_blocks
 
 LayerCache = tuple[Float[Array, "*rows K _S H"], Float[Array, "*rows K _S H"]]  # S differs from layer to layer
 Cache = tuple[LayerCache, ...]
@@ -139,13 +141,21 @@ class DecoderBlock(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Token embeddings, blocks, final norm and the language-model head."""
+    """Token embeddings, blocks, final norm and the language-model head.
+
+    Attributes:
+      layers: the blocks, in training perhaps as one; see `vila_jax.nn.stacked`.
+      execution: how they are run where there is no cache.
+    """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.rope, self.head_dim = config.rope, config.head_dim
         table = (config.vocab_size, config.hidden_size)
         self.embedding = weight(table, ("vocab", "embed"), normal(0.02), rngs=rngs, dtype=dtype)
-        self.layers = nnx.List([DecoderBlock(config, i, rngs=rngs, dtype=dtype) for i in range(config.num_layers)])
+        self.execution = Execution()
+        self.layers: Stacked | nnx.List[DecoderBlock] = nnx.List(
+            [DecoderBlock(config, i, rngs=rngs, dtype=dtype) for i in range(config.num_layers)]
+        )
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs, dtype=dtype)
         self.head = (
             None if config.tie_embeddings else weight(table, ("vocab", "embed"), normal(0.02), rngs=rngs, dtype=dtype)
@@ -196,14 +206,18 @@ class Decoder(nnx.Module):
         For the other arguments see `__call__`.
         """
         rotation = rotary_angles(self.rope, self.head_dim, positions)
+        if cache is None:
+
+            def apply(block: DecoderBlock, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+                return block(x, rotation, None, offset, segments, focus)[0]
+
+            return run_blocks(self.layers, apply, x, layers, self.execution), None
         written: list[LayerCache] = []
         for i in layers:
             with jax.named_scope(f"decoder_layer_{i}"):
-                own = None if cache is None else cache[i - layers.start]
-                x, own = self.layers[i](x, rotation, own, offset, segments, focus)
-            if own is not None:
-                written.append(own)
-        return x, None if cache is None else tuple(written)
+                x, own = self.layers[i](x, rotation, cache[i - layers.start], offset, segments, focus)
+            written.append(own)
+        return x, tuple(written)
 
     def attention_weights(
         self,

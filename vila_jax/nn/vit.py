@@ -16,7 +16,8 @@ Inside the tower a budget may make the tokens fewer from block to block (`Vision
 """
 
 import functools
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from vila_jax.nn.config import VisionConfig
 from vila_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, along_last
 from vila_jax.nn.params import fan_in, normal, ones, weight, zeros
 from vila_jax.nn.resize import resize_bicubic
+from vila_jax.nn.stacked import Execution, Stacked, run_block, run_blocks
 from vila_jax.nn.tower_tokens import Reduction, Tokens
 
 Intermediates = dict[str, Float[Array, "..."]]
@@ -185,8 +187,23 @@ def _scaled(branch: Float[Array, "R P D"], scale: nnx.Param | None) -> Float[Arr
     return branch if scale is None else branch * along_last(scale[...], branch.ndim)
 
 
+def _run(block: Block, x: Float[Array, "R P D"]) -> Float[Array, "R P D"]:
+    return block(x)[0]
+
+
+def _run_and_ask(
+    wanted: Collection[str], block: Block, x: Float[Array, "R P D"]
+) -> tuple[Float[Array, "R P D"], Intermediates]:
+    return block(x, wanted)
+
+
 class VisionTower(nnx.Module):
-    """Embeddings and the first `depth` blocks."""
+    """Embeddings and the first `depth` blocks.
+
+    Attributes:
+      layers: the blocks, in training perhaps as one; see `vila_jax.nn.stacked`.
+      execution: how they are run.
+    """
 
     def __init__(self, config: VisionConfig, depth: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.has_class_token, self.image_size = config.has_class_token, config.image_size
@@ -194,31 +211,44 @@ class VisionTower(nnx.Module):
         self.pre_norm = (
             LayerNorm(config.hidden_size, config.norm_eps, rngs=rngs, dtype=dtype) if config.kind == "clip" else None
         )
-        self.layers = nnx.List([Block(config, rngs=rngs, dtype=dtype) for _ in range(depth)])
+        self.execution = Execution()
+        self.layers: Stacked | nnx.List[Block] = nnx.List(
+            [Block(config, rngs=rngs, dtype=dtype) for _ in range(depth)]
+        )
 
     def __call__(
-        self, pixels: Float[Array, "R 3 h w"], wanted: Collection[str] = ()
+        self, pixels: Float[Array, "R 3 h w"], wanted: Collection[str] = (), layers: Sequence[int] | None = None
     ) -> tuple[list[Float[Array, "R P D"]], Intermediates]:
         """Encodes normalised tiles.
 
+        Args:
+          layers: which hidden states are given back, 0 for the embeddings and `i` for the output of block `i - 1`; by
+            default all of them. Where blocks are stacked, those between two that are needed are run by one scan.
+
         Returns:
-          The hidden states, embeddings first and then the output of each block, class token (if any) in front; and
-          the intermediates named in `wanted`, patches only.
+          The hidden states in this order, class token (if any) in front; and the intermediates named in `wanted`,
+          patches only.
 
         Smaller tiles than those that it was trained with are seen with positions between the trained ones.
 
         Raises:
           ValueError: tiles that are larger, no squares, or a name that this tower does not have.
         """
+        layers = range(len(self.layers) + 1) if layers is None else layers
         by_block = self._by_block(wanted)
+        stops = sorted({0, *layers, *by_block, *(block + 1 for block in by_block)})
         with jax.named_scope("vision_tower"):
             x = self._embed(pixels)
-            states, intermediates = [x], Intermediates()
-            for i, block in enumerate(self.layers):
-                x, found = block(x, by_block.get(i, ()))
-                states.append(x)
-                intermediates |= {f"{name}/{i}": value for name, value in found.items()}
-        return states, intermediates
+            states, intermediates = {0: x}, Intermediates()
+            for start, stop in itertools.pairwise(stops):
+                if start in by_block:
+                    ask = functools.partial(_run_and_ask, by_block[start])
+                    x, found = run_block(self.layers, ask, x, start, self.execution)
+                    intermediates |= {f"{name}/{start}": value for name, value in found.items()}
+                else:
+                    x = run_blocks(self.layers, _run, x, range(start, stop), self.execution)
+                states[stop] = x
+        return [states[layer] for layer in layers], intermediates
 
     def reduced(
         self, pixels: Float[Array, "R 3 h w"], reduction: Reduction, shown: Bool[Array, "R N"]

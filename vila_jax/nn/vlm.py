@@ -52,8 +52,9 @@ class VLM(nnx.Module):
 
         Beside the intermediates of the tower, `class_token` may be wanted: its feature, `[R, 1, Dv]`.
         """
-        states, intermediates = self.vision_tower(pixels, [name for name in wanted if name != "class_token"])
-        features = self._features(states)
+        of_tower = [name for name in wanted if name != "class_token"]
+        states, intermediates = self.vision_tower(pixels, of_tower, self.feature_layers)
+        features = _side_by_side(states)
         if "class_token" in wanted:
             intermediates["class_token"] = features[:, :1]
         return features[:, 1:] if self.drops_class_token else features, intermediates
@@ -63,13 +64,8 @@ class VLM(nnx.Module):
     ) -> tuple[Float[Array, "R P Dv"], Int[Array, "R N"]]:
         """As `encode`, with tokens that become fewer inside the tower; see `VisionTower.reduced`."""
         states, stand_in = self.vision_tower.reduced(pixels, reduction, shown)
-        features = self._features(states)
+        features = _side_by_side([states[layer] for layer in self.feature_layers])
         return features[:, 1:] if self.drops_class_token else features, stand_in
-
-    def _features(self, states: Sequence[Float[Array, "R P D"]]) -> Float[Array, "R P Dv"]:
-        """The states of the feature layers, side by side."""
-        chosen = [states[i] for i in self.feature_layers]
-        return chosen[0] if len(chosen) == 1 else jnp.concatenate(chosen, axis=-1)
 
     def merge(self, features: Float[Array, "R P Dv"]) -> Float[Array, "R M Dm"]:
         """What the projector takes, one vector per visual token: the patches of each of its windows in one."""
@@ -98,3 +94,8 @@ class VLM(nnx.Module):
         with jax.named_scope("splice"):
             picture = visual[jnp.maximum(source, 0)]
             return jnp.where((source >= 0)[:, :, None], picture, self.decoder.embed(token_ids))
+
+
+def _side_by_side(states: Sequence[Float[Array, "R P D"]]) -> Float[Array, "R P Dv"]:
+    """The states of the feature layers as one vector."""
+    return states[0] if len(states) == 1 else jnp.concatenate(states, axis=-1)
