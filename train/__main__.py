@@ -16,10 +16,11 @@ from train import prepare, scorer
 from train.config import Run
 from train.export import export
 from train.loop import Trainer, console
+from train.metrics import plot
 from vila_jax.errors import VilaError
 from vila_jax.heap import keep_freed_memory
 
-COMMANDS = {"prepare": prepare.main, "scorer": scorer.main}
+COMMANDS = {"plot": plot.main, "prepare": prepare.main, "scorer": scorer.main}
 """What there is beside training by a page."""
 
 

@@ -18,7 +18,7 @@ def tower_flops(config: VLMConfig) -> int:
     """One tile through the patch embedding and the blocks that are built."""
     vision = config.vision
     blocks = [vision.num_positions] * config.vision_depth
-    return _embedding_flops(vision) + sum(_attention_flops(vision, n) + _mlp_flops(vision, n) for n in blocks)
+    return embedding_flops(vision) + sum(_attention_flops(vision, n) + _mlp_flops(vision, n) for n in blocks)
 
 
 def reduced_tower_flops(config: VLMConfig, reduction: TowerReduction) -> int:
@@ -29,7 +29,7 @@ def reduced_tower_flops(config: VLMConfig, reduction: TowerReduction) -> int:
     """
     vision = config.vision
     patches = (vision.num_patches, *reduction.computed(vision.num_patches))
-    total = _embedding_flops(vision)
+    total = embedding_flops(vision)
     for before, after in itertools.pairwise(patches):
         classes = vision.num_positions - vision.num_patches
         total += _attention_flops(vision, before + classes) + _mlp_flops(vision, after + classes)
@@ -38,7 +38,8 @@ def reduced_tower_flops(config: VLMConfig, reduction: TowerReduction) -> int:
     return total
 
 
-def _embedding_flops(vision: VisionConfig) -> int:
+def embedding_flops(vision: VisionConfig) -> int:
+    """The patch embedding of a tile."""
     return 2 * vision.num_patches * vision.patch_size**2 * 3 * vision.hidden_size
 
 
@@ -49,6 +50,17 @@ def _attention_flops(vision: VisionConfig, tokens: int) -> int:
 
 def _mlp_flops(vision: VisionConfig, tokens: int) -> int:
     return 4 * tokens * vision.hidden_size * vision.intermediate_size
+
+
+def tower_pair_flops(config: VLMConfig, reduction: TowerReduction | None = None) -> int:
+    """Scores and weighted sums alone, of a tile in all blocks; a part of the above."""
+    vision = config.vision
+    if reduction is None:
+        before = [vision.num_positions] * config.vision_depth
+    else:
+        patches = (vision.num_patches, *reduction.computed(vision.num_patches))
+        before = [own + vision.num_positions - vision.num_patches for own in patches[:-1]]
+    return sum(4 * tokens**2 * vision.hidden_size for tokens in before)
 
 
 def projector_flops(config: VLMConfig, tokens: int) -> int:

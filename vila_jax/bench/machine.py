@@ -1,14 +1,33 @@
 """What this machine is, and what it can do: the rates that floors are computed from, measured in a second or two."""
 
+import dataclasses
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+PEAKS = {
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GH200": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+"""FLOP/s of dense bfloat16 products in data sheets, by the beginning of JAX's `device_kind`; the first that fits."""
 
 _LARGEST = 8192  # 8192^3 products reach the ceiling of today's accelerators
 _SHORTEST = 0.05  # seconds; below it the call itself would be measured
@@ -20,6 +39,33 @@ def cpu_name() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """What devices could do at best.
+
+    Attributes:
+      flops: FLOP/s of all of them.
+      source: where the number is from, e.g. `8 x NVIDIA H200 by data sheet`.
+    """
+
+    flops: float
+    source: str
+
+
+def peak(devices: Sequence[Any], dtype: DTypeLike) -> Peak:
+    """The peak of equal JAX devices for products in `dtype`: by data sheet where it says so, else measured.
+
+    Virtual devices of one CPU share its cores, so that each process counts once there.
+    """
+    kind, number = devices[0].device_kind, len(devices)
+    known = [value for name, value in PEAKS.items() if kind.startswith(name)]
+    if known and jnp.dtype(dtype) == jnp.bfloat16:
+        return Peak(number * known[0], f"{number} x {kind} by data sheet")
+    if devices[0].platform == "cpu":
+        kind, number = cpu_name(), len({device.process_index for device in devices})
+    return Peak(number * measure_matmul(dtype), f"{number} x {kind} by measured {jnp.dtype(dtype).name} products")
 
 
 def measure_matmul(dtype: DTypeLike, seconds: float = 0.3) -> float:

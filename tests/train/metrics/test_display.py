@@ -9,23 +9,9 @@ from train.metrics.rows import Row
 
 ROW = Row(
     1200,
-    {
-        **{
-            "loss": 1.23456,
-            "accuracy": 0.612,
-            "learning_rate/decoder": 1e-4,
-            "learning_rate/tower": 1e-5,
-            "skipped": 2,
-        },
-        **{
-            "skipped": 2,
-            "tokens_per_second": 10300.0,
-            "step_seconds": 0.41,
-            "data_wait": 0.012,
-            "mfu": 0.456,
-            "bad/broken": 1204,
-        },
-    },
+    {"loss": 1.23456, "accuracy": 0.612, "learning_rate/decoder": 1e-4, "learning_rate/tower": 1e-5}
+    | {"tokens_per_second": 10300.0, "step_seconds": 0.41, "data_wait": 0.012, "mfu": 0.456}
+    | {"skipped": 2, "bad/broken": 1203, "bad/empty": 1},
 )
 FACTS = "loss 1.235  accuracy 61.2 %  learning rate 1e-05/0.0001  10.3 k tokens/s  410 ms/step  wait 1.2 %  MFU 45.6 %"
 
