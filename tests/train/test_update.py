@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from tests.published import LLAVA_15_7B
+from tests.train.products import product_flops
 from train import lora
 from train.data.labels import IGNORED
 from train.objective import answer_sums
@@ -19,6 +20,7 @@ from vila_jax.bench import flops
 from vila_jax.errors import ConfigError
 from vila_jax.hf.config import parse_config
 from vila_jax.nn.params import abstract
+from vila_jax.nn.stacked import Execution
 from vila_jax.nn.vlm import VLM
 
 TINY = {
@@ -174,8 +176,8 @@ WIDE = {
 }
 
 
-def counted(trained, rank=0):
-    """FLOPs of the loss and gradient of a step, as XLA counts them before it compiles."""
+def abstract_step(trained, rank=0, **how):
+    """Loss and gradient of a stage of 7B width, its abstract arguments, and the model's config."""
     config = parse_config(LLAVA_15_7B | WIDE).vlm
 
     def build(rngs):
@@ -185,7 +187,7 @@ def counted(trained, rank=0):
         return model
 
     graphdef, state = abstract(build)
-    structure, weights = Structure.of(nnx.merge(graphdef, state))
+    structure, weights = Structure.of(nnx.merge(graphdef, state), **how)
     chosen, frozen = split(weights, trained, ("decoder",) if rank else ())
     row = jax.ShapeDtypeStruct((1, LENGTH), jnp.int32)
     given = dict.fromkeys(("token_ids", "targets", "source", "segments", "positions"), row)
@@ -194,7 +196,7 @@ def counted(trained, rank=0):
     def loss(chosen, frozen, given):
         return answer_sums(structure.model(chosen | frozen), given, chunk=LENGTH).loss
 
-    return jax.jit(jax.value_and_grad(loss)).lower(chosen, frozen, given).cost_analysis()["flops"], config
+    return jax.jit(jax.value_and_grad(loss)), (chosen, frozen, given), config
 
 
 def expected(config, tower, projector, layers, head, attention):
@@ -212,7 +214,7 @@ def expected(config, tower, projector, layers, head, attention):
     )
 
 
-@pytest.mark.parametrize(
+STAGES = pytest.mark.parametrize(
     ("trained", "rank", "times"),
     [
         # align: forward through all, activation gradients through the decoder: 2 N and 4 N
@@ -224,7 +226,32 @@ def expected(config, tower, projector, layers, head, attention):
         (("projector", "decoder"), 8, dict(tower=1, projector=(2, 3), layers=2, head=3, attention=3)),
     ],
 )
+
+
+@STAGES
 def test_gradients_are_built_for_what_is_trained_alone(trained, rank, times):
     """2 N, 4 N, 6 N; the head is computed twice forward, since its scores are not kept."""
-    got, config = counted(trained, rank)
+    step, arguments, config = abstract_step(trained, rank)
+    got = step.lower(*arguments).cost_analysis()["flops"]
     assert got == pytest.approx(expected(config, **times), rel=0.03)
+
+
+@STAGES
+@pytest.mark.parametrize("remat", ["none", "minimal", "full"])
+def test_so_they_are_in_stacked_blocks(trained, rank, times, remat):
+    """XLA counts the body of a scan once, so that the products are counted here. What is not kept is done once more:
+    attention with `minimal`; with `full` all products of a block but its last, whose result nothing reads."""
+    execution = Execution(remat)
+    step, arguments, config = abstract_step(trained, rank, stacked=True, tower=execution, decoder=execution)
+    times, last = dict(times), 0
+    if remat != "none":
+        times["attention"] += 1
+    if remat == "full":
+        times["layers"] += 1
+        last = 2 * LENGTH * config.decoder.hidden_size * config.decoder.intermediate_size * config.decoder.num_layers
+        if "tower" in trained:
+            times["tower"] += 1
+            vision = config.vision
+            last += 2 * vision.num_positions * vision.hidden_size * vision.intermediate_size * config.vision_depth
+    got = product_flops(jax.make_jaxpr(step)(*arguments).jaxpr)
+    assert got == pytest.approx(expected(config, **times) - last, rel=0.03)
