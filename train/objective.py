@@ -1,37 +1,123 @@
-"""What a step minimises: the cross entropy of the answers in a batch of packed rows."""
+"""What a step minimises: the cross entropy of the answers in a batch of packed rows.
 
+Every row has a table of visual tokens of its own, made of its own tiles, so that nothing of one row is looked up for
+another: on a mesh, rows stay where they are.
+"""
+
+import functools
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from train.data.samples import NEWLINE
+from train.data.labels import IGNORED
+from train.data.visual import NEWLINE, plan_of
 from train.losses import SoftTargets, Sums, cross_entropy
+from train.recipe import Stage
+from train.update import Objective
+from train.weights import Flat, Structure
+from vila_jax.infer.vision import Encoded, Pictures, Scales, Spec, VisualTokens, encode, visual_table
 from vila_jax.nn.vlm import VLM
 
 Batch = dict[str, Any]
 """Arrays of `train.data.packing.pack`, with an axis of rows in front."""
 
 
-def visual_table(model: VLM, pixels: Float[Array, "B R 3 h w"]) -> Float[Array, "V D"]:
-    """The visual tokens of all tiles of all rows, and the newline, if the model has one."""
-    features, _ = model.encode(pixels.reshape(-1, *pixels.shape[2:]))
-    visual = model.project(model.merge(features))
-    return model.with_newline(visual.reshape(-1, visual.shape[-1]))
+def make_objectives(
+    structure: Structure, stage: Stage, specs: Sequence[Spec], soft: SoftTargets | None = None
+) -> list[Objective]:
+    """The objective of a stage under each of its budgets.
+
+    Args:
+      structure: of the model.
+      specs: of the budgets' layouts, `Layout.visual.spec`.
+      soft: time tokens, whose targets are soft.
+    """
+
+    def objective(trained: Flat, frozen: Flat, batch: Batch, spec: Spec) -> Sums:
+        model = structure.model({**frozen, **trained}, dtype=stage.compute.dtype)
+        return answer_sums(model, batch, spec, soft=soft, chunk=stage.compute.chunk)
+
+    return [functools.partial(objective, spec=spec) for spec in specs]
 
 
-def table_index(source: Int[Array, "B T"], per_row: int) -> Int[Array, "B T"]:
-    """Rows of the table that visual slots point to, each row of the batch having `per_row` of it; -1 for text."""
-    rows = source.shape[0]
-    index = source + per_row * jnp.arange(rows, dtype=source.dtype)[:, None]
-    return jnp.where(source == NEWLINE, rows * per_row, jnp.where(source >= 0, index, -1))
+def answer_sums(
+    model: VLM, batch: Batch, spec: Spec | None = None, *, soft: SoftTargets | None = None, chunk: int = 1024
+) -> Sums:
+    """Loss, hits and number of the targets of a batch.
 
-
-def answer_sums(model: VLM, batch: Batch, *, soft: SoftTargets | None = None, chunk: int = 1024) -> Sums:
-    """Loss, hits and number of the targets of a batch; see `cross_entropy` for the options."""
-    table = visual_table(model, batch["pixels"])
-    rows = batch["source"].shape[0]
-    per_row = (table.shape[0] - (model.newline is not None)) // rows
-    embedded = model.splice(batch["token_ids"], table_index(batch["source"], per_row), table)
+    Args:
+      spec: of the layout that the batch was made with; None for all visual tokens of whole tiles, as they are.
+      soft, chunk: see `cross_entropy`.
+    """
+    encoded = encode_rows(model, batch, spec)
+    embedded, batch = jax.vmap(lambda encoded, row: embed_row(model, encoded, row, spec))(encoded, batch)
     hidden, _ = model.decoder(embedded, batch["positions"], segments=batch["segments"])
     return cross_entropy(model.decoder.logits, hidden, batch["targets"], soft=soft, chunk=chunk)
+
+
+def encode_rows(model: VLM, batch: Batch, spec: Spec | None) -> Encoded:
+    """What the tower says of the tiles of every row: as `Encoded`, with an axis of rows in front."""
+    pixels = batch["pixels"]
+    rows, per_row = pixels.shape[:2]
+
+    def merged(x: Array) -> Array:
+        return x.reshape(rows * per_row, *x.shape[2:])
+
+    if spec is None:
+        encoded = encode(model, merged(pixels), None, wanted=(), reduction=None)
+    else:
+        shown = None if spec.reduction is None else merged(batch["shown"])
+        tiles = merged(pixels).astype(spec.dtype)
+        encoded = encode(model, tiles, shown, wanted=spec.wanted, reduction=spec.reduction)
+    return jax.tree.map(lambda x: x.reshape(rows, per_row, *x.shape[1:]), encoded)
+
+
+def embed_row(model: VLM, encoded: Encoded, row: Batch, spec: Spec | None) -> tuple[Float[Array, "T D"], Batch]:
+    """What the decoder reads of a row, and the row, in which slots that a budget has left unused stand at the end."""
+    visual = table_of_row(model, encoded, row, spec)
+    if visual.valid is not None:
+        row = close_gaps(row, visual.valid)
+    newline = visual.table.shape[0] - 1
+    source = jnp.where(row["source"] == NEWLINE, newline, row["source"])
+    return model.splice(row["token_ids"][None], source[None], visual.table)[0], row
+
+
+def table_of_row(model: VLM, encoded: Encoded, row: Batch, spec: Spec | None) -> VisualTokens:
+    """The table of visual tokens of a row."""
+    tiles = encoded.features.shape[0]
+    scales: Scales | None = None
+    pictures: Pictures | None = None
+
+    def own(first: Int[Array, " I"], count: int) -> Int[Array, "I count"]:
+        """So many tiles from each first one on; those behind a picture's own are never looked at."""
+        return jnp.minimum(first[:, None] + jnp.arange(count, dtype=jnp.int32), tiles - 1)
+
+    if "scale_index" in row:
+        scales = Scales(own(row["first_tile"], tiles), row["scale_index"])
+    if spec is not None and spec.step is not None:
+        plan = plan_of(row)
+        images, most = plan.candidates.shape[:2]
+        blocks = jnp.arange(images * most, dtype=jnp.int32).reshape(images, most)
+        pictures = Pictures(own(row["first_tile"], most) if scales is None else blocks, plan)
+    return visual_table(model, encoded, scales, pictures, None, spec)
+
+
+def close_gaps(row: Batch, valid: Bool[Array, " V"]) -> Batch:
+    """Moves unused visual slots behind the end of a row, so that what follows a picture follows its last token."""
+    source, segments = row["source"], row["segments"]
+    used = jnp.where(source >= 0, valid[jnp.maximum(source, 0)], True)
+    order = jnp.argsort(~used, stable=True)
+    labels = jnp.roll(row["targets"], 1).at[0].set(IGNORED)[order]  # of a token, rather than of the one before it
+    segments = jnp.where(used, segments, jnp.max(segments) + 1)[order]
+    place = jnp.arange(len(order), dtype=jnp.int32)
+    begins = jnp.where(segments != jnp.roll(segments, 1), place, 0).at[0].set(0)
+    return row | {
+        "token_ids": row["token_ids"][order],
+        "source": source[order],
+        "targets": jnp.roll(labels, -1).at[-1].set(IGNORED),
+        "segments": segments,
+        "positions": place - jax.lax.cummax(begins),
+    }

@@ -56,6 +56,7 @@ class Rows:
       tiles: of all pictures of a row.
       parts: a step looks at its rows in so many parts, one after another, and adds their gradients up.
       bins: rows that are filled at the same time; more waste less.
+      pictures: of a row, under a budget or at several scales; None for as many as its tiles may show.
     """
 
     rows: int
@@ -63,6 +64,7 @@ class Rows:
     tiles: int = 16
     parts: int = 1
     bins: int = 32
+    pictures: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,29 +127,29 @@ class Planner:
 
     def visual_count(self, geometry: TileGeometry, budget: Budget | None) -> int:
         """Visual tokens of a picture of this geometry that the decoder is given, known before any pixel is read."""
-        step = self._token_step(budget)
+        step = self.token_step(budget)
         if step is not None:
-            return total_tokens(step, geometry, self._tower_step(budget))
-        return sum(len(segment) for segment in self._segments(geometry, self._newline(budget, 0)))
+            return total_tokens(step, geometry, self.tower_step(budget))
+        return sum(len(segment) for segment in self.segment_tokens(geometry, self.newline_index(budget, 0)))
 
     def segments(self, geometry: TileGeometry, budget: Budget | None) -> int:
         """Placeholders that a picture has in a prompt: one, but for tiles that are written as a picture each."""
-        return len(self._segments(geometry, 0)) if self._token_step(budget) is None else 1
+        return len(self.segment_tokens(geometry, 0)) if self.token_step(budget) is None else 1
 
-    def _token_step(self, budget: Budget | None) -> Step | None:
+    def token_step(self, budget: Budget | None) -> Step | None:
         """The step that chooses tokens; where there is none behind a step inside the tower, that step itself."""
         budget = self.effective(budget)
         return None if budget is None else budget.step("tokens") or budget.step("tower")
 
     def selects(self, budget: Budget | None) -> bool:
         """Whether tokens are chosen, or merged, in front of the decoder."""
-        return self._token_step(budget) is not None
+        return self.token_step(budget) is not None
 
-    def _tower_step(self, budget: Budget | None) -> Step | None:
+    def tower_step(self, budget: Budget | None) -> Step | None:
         budget = self.effective(budget)
         return None if budget is None else budget.step("tower")
 
-    def _newline(self, budget: Budget | None, newline: int) -> int | None:
+    def newline_index(self, budget: Budget | None, newline: int) -> int | None:
         """The index of the newline token, which no budget keeps."""
         budget = self.effective(budget)
         return newline if budget is None or budget.step("picture") is None else None
@@ -227,17 +227,24 @@ class Planner:
         rows = count_bucket(len(images))
         pixels = tuple(self._padded([images[i].pixels for i in group]) for group in _by_size(geometries))
         scales = self._scales(images, rows)
-        step, tower = self._token_step(budget), self._tower_step(budget)
+        step, tower, most = self.token_step(budget), self.tower_step(budget), self._most_tiles(geometries)
+        spec = self.spec(budget, most)
         if step is None:
-            return Tiles(pixels, scales, None, Spec(self.config.vlm, self.dtype))
-        most = self._most_tiles(geometries)
+            return Tiles(pixels, scales, None, spec)
         salts = [zlib.crc32(image.pixels.tobytes()) for image in images]
         plans = [make_plan(step, own, most, salt, tower) for own, salt in zip(geometries, salts, strict=True)]
         first = self._first_tiles(geometries)
         tiles = _numbered(first, [geometry.num_tiles for geometry in geometries], (rows, most))
-        spec = Spec(self.config.vlm, self.dtype, step, self._slots(step, tower, geometries), self._reduction(tower))
         shown = None if tower is None else _shown(geometries, sum(map(len, pixels)))
         return Tiles(pixels, scales, Pictures(tiles, stack_plans(plans, rows)), spec, shown=shown)
+
+    def spec(self, budget: Budget | None, most: int) -> Spec:
+        """The static part of a batch whose pictures have at most so many tiles."""
+        if (step := self.token_step(budget)) is None:
+            return Spec(self.config.vlm, self.dtype)
+        tower = self.tower_step(budget)
+        slots = capacity(step, most, self.tokens_per_tile, tower)
+        return Spec(self.config.vlm, self.dtype, step, slots, self._reduction(tower))
 
     def _reduction(self, tower: Step | None) -> TowerReduction | None:
         if tower is None:
@@ -291,10 +298,7 @@ class Planner:
             end += tile_bucket(counts, self._most(counts, self.max_tiles))
         return firsts, end
 
-    def _slots(self, step: Step, tower: Step | None, geometries: Sequence[TileGeometry]) -> int:
-        return capacity(step, self._most_tiles(geometries), self.tokens_per_tile, tower)
-
-    def _segments(self, geometry: TileGeometry, newline: int | None) -> list[Int[np.ndarray, " tokens"]]:
+    def segment_tokens(self, geometry: TileGeometry, newline: int | None) -> list[Int[np.ndarray, " tokens"]]:
         """Rows of a picture's own tiles in token order, one array per placeholder; None leaves newline tokens out."""
         if self.config.vlm.keep_class_token and self.config.vlm.vision.has_class_token:
             return [np.arange(self.tokens_per_tile, dtype=np.int32)]  # a single tile: checked with the config
@@ -306,17 +310,16 @@ class Planner:
         """For every placeholder of every picture, the rows of the batch's table of visual tokens that it points to."""
         if not geometries:
             return []
-        if (step := self._token_step(budget)) is not None:
-            tower = self._tower_step(budget)
-            slots = self._slots(step, tower, geometries)
-            totals = [total_tokens(step, geometry, tower) for geometry in geometries]
+        if (step := self.token_step(budget)) is not None:
+            slots = self.spec(budget, self._most_tiles(geometries)).slots
+            totals = [total_tokens(step, geometry, self.tower_step(budget)) for geometry in geometries]
             return [[i * slots + np.arange(total, dtype=np.int32)] for i, total in enumerate(totals)]
         newline = self._num_rows(geometries) * self.tokens_per_tile
         firsts = self._first_tiles(geometries) * self.tokens_per_tile
         return [
             [
                 np.where(segment == newline, newline, segment + first).astype(np.int32)
-                for segment in self._segments(geometry, self._newline(budget, newline))
+                for segment in self.segment_tokens(geometry, self.newline_index(budget, newline))
             ]
             for geometry, first in zip(geometries, firsts, strict=True)
         ]
