@@ -7,16 +7,16 @@ from train.scenes.captions import describe, large
 from train.scenes.source import show
 from vila_jax.scenes import KINDS, Question, Scene
 
-MOST_TURNS = 12
+FEWEST_TURNS, MOST_TURNS = 6, 14  # of a conversation of more than one question; a scene may allow fewer
 
-_SINGLE_TURN = 0.15  # share of the conversations that are one question, as the exam asks it
+_SINGLE_TURN = 0.05  # share of the conversations that are one question; every first one is just as the exam asks it
 _DESCRIBED = 0.1  # share of the conversations that begin with a description
 
 
 def conversation(rng: np.random.Generator, record_id: str) -> Conversation:
     """Questions about one picture; every kind that the scene allows is asked about equally often."""
     shot = large(rng)
-    turns = 1 if rng.random() < _SINGLE_TURN else int(rng.integers(2, MOST_TURNS + 1))
+    turns = 1 if rng.random() < _SINGLE_TURN else int(rng.integers(FEWEST_TURNS, MOST_TURNS + 1))
     pairs = [(question.text, question.answer) for question in choose_questions(shot.scene, turns, rng)]
     if rng.random() < _DESCRIBED:
         pairs = [("Describe the picture.", describe(shot.scene, rng)), *pairs]

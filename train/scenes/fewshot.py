@@ -2,8 +2,8 @@
 
     <image>red : circle ! <image>blue : ring ! <image>white :        goes on with `star !`
 
-A form is a sequence of slots (the colour and the kind of the only thing in the picture) and of marks between them. A new
-one is drawn for every document. A few forms, `HELD_OUT`, never are: what a model does with them it has from the
+A form is a sequence of slots (the colour and the kind of the only thing in the picture) and of marks between them. A
+new one is drawn for every document. A few forms, `HELD_OUT`, never are: what a model does with them it has from the
 examples before its eyes, and from nothing else (`eval/nano_fewshot.py`).
 """
 
