@@ -1,4 +1,4 @@
-"""What a step minimises: the cross entropy of the answers in a batch of packed rows.
+"""What a step minimises: the cross entropy of the answers in a batch of packed rows, that of patch labels, or both.
 
 Every row has a table of visual tokens of its own, made of its own tiles, so that nothing of one row is looked up for
 another: on a mesh, rows stay where they are.
@@ -16,8 +16,9 @@ from train.data.labels import IGNORED
 from train.data.visual import NEWLINE, plan_of
 from train.losses import SoftTargets, Sums, cross_entropy
 from train.recipe import Stage
+from train.scenes.heads import label_sums
 from train.update import Objective
-from train.weights import Flat, Structure
+from train.weights import HEADS, Flat, Structure, group_of
 from vila_jax.infer.vision import Encoded, Pictures, Scales, Spec, VisualTokens, encode, visual_table
 from vila_jax.nn.vlm import VLM
 
@@ -37,8 +38,18 @@ def make_objectives(
     """
 
     def objective(trained: Flat, frozen: Flat, batch: Batch, spec: Spec) -> Sums:
-        model = structure.model({**frozen, **trained}, dtype=stage.compute.dtype)
-        return answer_sums(model, batch, spec, soft=soft, chunk=stage.compute.chunk)
+        weights = {**frozen, **trained}
+        own = {name: value for name, value in weights.items() if group_of(name) != HEADS}
+        model = structure.model(own, dtype=stage.compute.dtype)
+        if stage.objective == "answers":
+            return answer_sums(model, batch, spec, soft=soft, chunk=stage.compute.chunk)
+        encoded = encode_rows(model, batch, spec, wanted=("class_token",))
+        labels = label_sums(weights, encoded.features, encoded.intermediates["class_token"][..., 0, :], batch)
+        if stage.objective == "labels":
+            return labels
+        answers = decoded_sums(model, encoded, batch, spec, soft=soft, chunk=stage.compute.chunk)
+        beside = stage.label_weight * labels.loss / jnp.maximum(labels.targets, 1)  # per target, as the answers' is
+        return answers._replace(loss=answers.loss + beside * answers.targets)
 
     return [functools.partial(objective, spec=spec) for spec in specs]
 
@@ -52,14 +63,24 @@ def answer_sums(
       spec: of the layout that the batch was made with; None for all visual tokens of whole tiles, as they are.
       soft, chunk: see `cross_entropy`.
     """
-    encoded = encode_rows(model, batch, spec)
+    return decoded_sums(model, encode_rows(model, batch, spec), batch, spec, soft=soft, chunk=chunk)
+
+
+def decoded_sums(
+    model: VLM, encoded: Encoded, batch: Batch, spec: Spec | None, *, soft: SoftTargets | None, chunk: int
+) -> Sums:
+    """`answer_sums` of a batch whose tiles are encoded."""
     embedded, batch = jax.vmap(lambda encoded, row: embed_row(model, encoded, row, spec))(encoded, batch)
     hidden, _ = model.decoder(embedded, batch["positions"], segments=batch["segments"])
     return cross_entropy(model.decoder.logits, hidden, batch["targets"], soft=soft, chunk=chunk)
 
 
-def encode_rows(model: VLM, batch: Batch, spec: Spec | None) -> Encoded:
-    """What the tower says of the tiles of every row: as `Encoded`, with an axis of rows in front."""
+def encode_rows(model: VLM, batch: Batch, spec: Spec | None, wanted: tuple[str, ...] = ()) -> Encoded:
+    """What the tower says of the tiles of every row: as `Encoded`, with an axis of rows in front.
+
+    Args:
+      wanted: intermediates beside those that the budget needs.
+    """
     pixels = batch["pixels"]
     rows, per_row = pixels.shape[:2]
 
@@ -67,11 +88,11 @@ def encode_rows(model: VLM, batch: Batch, spec: Spec | None) -> Encoded:
         return x.reshape(rows * per_row, *x.shape[2:])
 
     if spec is None:
-        encoded = encode(model, merged(pixels), None, wanted=(), reduction=None)
+        encoded = encode(model, merged(pixels), None, wanted=wanted, reduction=None)
     else:
         shown = None if spec.reduction is None else merged(batch["shown"])
         tiles = merged(pixels).astype(spec.dtype)
-        encoded = encode(model, tiles, shown, wanted=spec.wanted, reduction=spec.reduction)
+        encoded = encode(model, tiles, shown, wanted=(*spec.wanted, *wanted), reduction=spec.reduction)
     return jax.tree.map(lambda x: x.reshape(rows, per_row, *x.shape[1:]), encoded)
 
 

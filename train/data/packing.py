@@ -44,6 +44,7 @@ AXES: Mapping[str, Axis] = {
 """The arrays that every sample has."""
 
 PADDING = {"targets": IGNORED, "source": -1, "shown": True, "plan.order": -1, "scale_index": -1}
+PADDING |= dict.fromkeys(("colors", "contents", "present"), IGNORED)
 """What fills slots that no sample uses, where it is not 0."""
 
 
