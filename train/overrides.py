@@ -7,6 +7,7 @@ may be None, several words are a list. A group is given a learning rate by `--le
 alone after `none`. Keys of a section that a stage does not have make one: `--lora.rank 64`.
 """
 
+import dataclasses
 import inspect
 import json
 import re
@@ -28,30 +29,33 @@ def override(stage: Stage, words: Sequence[str]) -> Stage:
       ConfigError: an unknown key, or a value that it cannot have.
     """
     values = plain(stage)
-    for key, given in _pairs(words):
-        _put(values, key, given)
+    for word, given in _pairs(words):
+        _put(values, word, given)
     return built(Stage, values)
 
 
-def _pairs(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Keys, each with the words behind it."""
+def _pairs(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Words that name keys, each with the words behind it."""
     pairs: list[tuple[str, list[str]]] = []
     for word in words:
         if word.startswith("--") and len(word) > 2:
-            key, equals, value = word[2:].partition("=")
-            pairs.append((key.replace("-", "_"), [value] if equals else []))
+            key, equals, value = word.partition("=")
+            pairs.append((key, [value] if equals else []))
         elif pairs:
             pairs[-1][1].append(word)
         else:
             raise ConfigError(f"got {word!r}", where="command line", fix="Write --KEY VALUE.")
-    yield from pairs
+    return pairs
 
 
-def _put(values: dict[str, Any], key: str, words: list[str]) -> None:
-    """Sets a key in the plain values of a stage."""
+def _put(values: dict[str, Any], word: str, words: list[str]) -> None:
+    """Sets the key that a word names in the plain values of a stage."""
+    key = word.removeprefix("--").replace("-", "_")
     place, hint, given = values, Stage, key.split(".")
     for i, name in enumerate(given):
-        hint = _hint(hint, name, place, key, values)
+        hint = _hint(hint, name, place)
+        if hint is None:
+            raise _unknown(word, key, values)
         if i < len(given) - 1:
             if place.get(name) is None:
                 place[name] = {}
@@ -62,20 +66,21 @@ def _put(values: dict[str, Any], key: str, words: list[str]) -> None:
         place[given[-1]] = _read(hint, words, key)
 
 
-def _hint(hint: Any, name: str, place: Any, key: str, values: dict[str, Any]) -> Any:
-    """Type of what has this name in a section, or in a dict."""
+def _hint(hint: Any, name: str, place: Any) -> Any:
+    """Type of what has this name in a section, or in a dict; None if nothing can have it."""
     hint = inner(hint)
     if typing.get_origin(hint) is dict:
         free = typing.get_args(hint)[1]
-        if free is float or name in place:
-            return free
-    elif hint is Any and isinstance(place, dict) and name in place:
-        return Any
-    elif hasattr(hint, "__dataclass_fields__") and name in hints_of(hint):
-        return hints_of(hint)[name]
+        return free if free is float or name in place else None
+    if hint is Any:
+        return Any if isinstance(place, dict) and name in place else None
+    return hints_of(hint).get(name) if dataclasses.is_dataclass(hint) else None
+
+
+def _unknown(word: str, key: str, values: dict[str, Any]) -> ConfigError:
     near = nearest(key, [known.name for known in keys()] + list(_leaves(values)))
-    spelled = f"Did you mean --{near.replace('_', '-')}? " if near else ""
-    raise ConfigError(f"unknown key --{key.replace('_', '-')}", fix=f"{spelled}--help lists all keys.")
+    meant = f"Did you mean --{near.replace('_', '-')}? " if near else ""
+    return ConfigError(f"unknown key {word}", fix=f"{meant}--help lists all keys.")
 
 
 def _read(hint: Any, words: list[str], key: str) -> Any:
@@ -135,7 +140,7 @@ def keys(cls: Any = Stage, key: str = "") -> list[Key]:
     found, docs = [], _docs(cls)
     for name, hint in hints_of(cls).items():
         kind = inner(hint)
-        if hasattr(kind, "__dataclass_fields__"):
+        if dataclasses.is_dataclass(kind):
             found += keys(kind, dotted(key, name))
         elif kind == dict[str, float]:
             found.append(Key(f"{dotted(key, name)}.GROUP", described(float), docs[name]))
