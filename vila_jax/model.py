@@ -394,5 +394,12 @@ def from_pretrained(
     preprocessor = make_preprocessor(checkpoint)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     graphdef, state = load_state(checkpoint, dtype=dtype, mesh=mesh, rules=rules, on_tensor=on_tensor)
-    engine = Engine(graphdef, state, checkpoint.config, dtype=dtype.name, on_compile=on_compile)
+    engine = Engine(
+        graphdef,
+        state,
+        checkpoint.config,
+        dtype=dtype.name,
+        on_compile=on_compile,
+        between_tiles=form.between_segments,
+    )
     return Model(checkpoint, engine, form, preprocessor, chosen, written)

@@ -57,6 +57,12 @@ class Visual:
         if budget is None:
             return
         check_budget(budget, self.planner.config.vlm)
+        if self.planner.keeps_positions(budget):
+            raise BudgetError(
+                "packed rows number the tokens of every sample anew",
+                where=f"budget {str(budget)!r}",
+                fix="Train with renumbered positions, which is the default.",
+            )
         if (step := budget.step("decoder")) is not None:
             raise BudgetError(
                 f"{step.method} shortens whole prompts inside the decoder, and a packed row holds several samples, "

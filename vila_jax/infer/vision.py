@@ -82,10 +82,12 @@ class Pictures(NamedTuple):
     Attributes:
       tiles: the tiles (with scales, the blocks) of every picture, as rows of the batch's, `[I, P]`.
       plan: stacked plans.
+      places: with original positions (`vila_jax.infer.positions`), where every patch stands in its picture, `[I, M]`.
     """
 
     tiles: Int[Any, "I P"]
     plan: Plan
+    places: Int[Any, "I M"] | None = None
 
 
 class Encoded(NamedTuple):
@@ -100,10 +102,17 @@ class Encoded(NamedTuple):
 
 
 class VisualTokens(NamedTuple):
-    """The table of visual tokens that prompts point into, and with a budget which of its rows are used."""
+    """The table of visual tokens that prompts point into.
+
+    Attributes:
+      table: the tokens.
+      valid: with a budget, which rows are used.
+      places: with original positions, where each token stands in its picture.
+    """
 
     table: Float[Array, "V D"]
     valid: Bool[Array, " V"] | None
+    places: Int[Array, " V"] | None = None
 
 
 def encode_tiles(
@@ -221,7 +230,10 @@ def visual_table(
     assert spec is not None
     chosen = select(model, encoded, cells, scales, pictures, spec)
     visual = model.project(_tokens(cells, encoded, chosen, scales, pictures, spec))
-    return VisualTokens(visual.reshape(-1, visual.shape[-1]), chosen.valid.reshape(-1))
+    places = pictures.places
+    if places is not None:
+        places = jnp.take_along_axis(places, jnp.maximum(chosen.indices, 0), axis=1).reshape(-1)
+    return VisualTokens(visual.reshape(-1, visual.shape[-1]), chosen.valid.reshape(-1), places)
 
 
 def _tokens(
