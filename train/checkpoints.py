@@ -273,8 +273,8 @@ class Checkpoints:
             raise CheckpointError(
                 f"was written by {hosts} hosts, and there are {self._hosts}",
                 where=str(folder),
-                fix=f"Go on with {hosts} hosts, whose mesh may have another shape: every host's place in the data holds "
-                "rows that it has begun to fill, which cannot be dealt out anew.",
+                fix=f"Go on with {hosts} hosts, whose mesh may have another shape: every host's position in the data "
+                "holds rows that it has begun to fill, which cannot be dealt out anew.",
             )
 
     def _agree(self, harm: str | None) -> None:

@@ -22,7 +22,9 @@ from vila_jax.errors import CheckpointError, ConfigError
 PAGE = {"name": "a", "steps": 10, "rows": {"rows": 4, "parts": 1}, "learning_rate": {"decoder": 0.1}}
 OPTIMIZER = optax.chain(
     optax.clip_by_global_norm(1.0),
-    optax.partition({"a": optax.adamw(0.1), "b": optax.sgd(0.1, momentum=0.9)}, {"decoder.layers.*.w": "a", "newline": "b"}),
+    optax.partition(
+        {"a": optax.adamw(0.1), "b": optax.sgd(0.1, momentum=0.9)}, {"decoder.layers.*.w": "a", "newline": "b"}
+    ),
 )
 
 
@@ -59,7 +61,9 @@ class Told(list):
 
 
 def opened(folder, told=None, page=None, **safety):
-    return Checkpoints(folder, Safety(**{"keep_last": 2} | safety), page=page or PAGE, seed=3, tell=Told() if told is None else told)
+    return Checkpoints(
+        folder, Safety(**{"keep_last": 2} | safety), page=page or PAGE, seed=3, tell=Told() if told is None else told
+    )
 
 
 def saved(folder, steps=(1, 2), **options):
@@ -232,9 +236,12 @@ def test_frozen_weights_are_kept_once(tmp_path):
 
 def test_the_folder_of_another_run(tmp_path):
     saved(tmp_path)
-    with opened(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="newline is float32.*another run"):
+    with opened(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=r"newline is float32.*another run"):
         checkpoints.restore(LIKE._replace(trained={"decoder.layers.*.w": LIKE.trained["decoder.layers.*.w"]}))
-    with opened(tmp_path, page=PAGE | {"start": "other"}) as checkpoints, pytest.raises(ConfigError, match="another model"):
+    with (
+        opened(tmp_path, page=PAGE | {"start": "other"}) as checkpoints,
+        pytest.raises(ConfigError, match="another model"),
+    ):
         checkpoints.restore(LIKE)
     assert not (tmp_path / "damaged").exists()
 

@@ -34,11 +34,11 @@ def laid(record: Caption) -> Laid:
     return Laid(ids, np.where(source >= 0, IGNORED, ids).astype(np.int32), source, pixels)
 
 
-def stream(prefetch: int, threads: int = 4, seed: int = 5) -> Positioned:
-    """Shuffled records, laid out on threads, packed, two rows to a batch."""
-    records = grain.MapDataset.source([Caption(str(i), "", ()) for i in range(RECORDS)]).seed(seed).shuffle()
-    packed = pack(samples(records, laid, threads=threads), SHAPE, 1, seed=seed)
-    return Positioned(iter(packed.batch(2, drop_remainder=True)), prefetch)
+def stream(prefetch: int, threads: int = 4, records: int = RECORDS, rows: int = 2) -> Positioned:
+    """Shuffled records, laid out on threads, packed, some rows to a batch."""
+    captions = grain.MapDataset.source([Caption(str(i), "", ()) for i in range(records)]).seed(5).shuffle()
+    packed = pack(samples(captions, laid, threads=threads), SHAPE, 1, seed=5)
+    return Positioned(iter(packed.batch(rows, drop_remainder=True)), prefetch)
 
 
 def as_json(batch) -> str:
