@@ -90,6 +90,14 @@ def test_what_does_not_fit_the_context_is_said(vila_jax_cli, published):
     assert "over context" in next(line for line in out.splitlines() if line.startswith("all") and "—" in line)
 
 
+def test_original_positions_need_the_context_of_all_tokens(inspect, published):
+    text = {**LLAVA_NEXT_VICUNA_7B["text_config"], "max_position_embeddings": 2048}
+    folder = published({**LLAVA_NEXT_VICUNA_7B, "text_config": text})
+    specs = "hired:0.1", "hired:0.1,positions=original"
+    plans = inspect(folder, *(word for spec in specs for word in ("--budget", spec)))["memory"]["plans"]
+    assert [plan["fits_context"] for plan in plans] == [False, True, False]
+
+
 def test_the_folder_of_a_whole_model(inspect, llava, monkeypatch):
     monkeypatch.setattr(Shard, "read", lambda *_: pytest.fail("a weight was read"))
     facts = inspect(llava)
