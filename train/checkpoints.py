@@ -61,7 +61,7 @@ class Checkpoints:
       safety: how many are kept.
       page: the resolved page of the run, as a JSON object.
       seed: of everything that is drawn; with the step it is the whole state of randomness.
-      tell: is called with whatever a person should know.
+      tell: is called on every host with whatever a person should know; by default the first prints it.
     """
 
     def __init__(
@@ -365,4 +365,5 @@ def _unwritten(folder: epath.Path, error: BaseException) -> CheckpointError:
 
 
 def _print(text: str) -> None:
-    Console(stderr=True, markup=False, highlight=False).print(text, soft_wrap=True)
+    if jax.process_index() == 0:
+        Console(stderr=True, markup=False, highlight=False).print(text, soft_wrap=True)

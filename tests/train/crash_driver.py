@@ -2,9 +2,9 @@
 
     python -m tests.train.crash_driver FOLDER STEPS DATA,FSDP,TENSOR PROGRAMS
 
-It has all that a real one has: packed batches made ahead on threads from records some of which are bad, a sharded state
-with AdamW and an average, a donated step, checkpoints written beside it. It goes on from whatever lies in FOLDER, prints
-what it has done line by line, so that the test knows when to strike, and leaves `done.npz` and `done.json` at the end.
+It has all that a real one has: packed batches made ahead on threads from records of which some are bad, a sharded
+state with AdamW and an average, a donated step, checkpoints written beside it. It goes on from whatever lies in FOLDER,
+prints what it has done line by line, so that the test knows when to strike, and leaves `done.npz` and `done.json`.
 PROGRAMS is a cache of compiled programs.
 """
 

@@ -75,12 +75,12 @@ def uninterrupted(tmp_path_factory, programs):
 
 
 def test_twenty_kills(tmp_path, programs, uninterrupted):
-    """At any moment from the start of the process to its fifth step, amid saves too; how many, chance decides."""
+    """At any moment from the start of the process to its seventh step, amid saves too; how many, chance decides."""
     chance = random.Random(0)
     folder, reached = tmp_path / "run", set()
     for _ in range(KILLS):
         life = Life(folder, programs)
-        reached.add(life.until(chance.randint(1, 7)))
+        reached.add(life.until(chance.randint(1, 9)))
         time.sleep(chance.random() * 0.08)
         assert life.end(signal.SIGKILL)[1] == -signal.SIGKILL
     assert max(step for _, step in reached) > 10 and "restored" in {what for what, _ in reached}
