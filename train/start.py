@@ -24,13 +24,14 @@ from jax.typing import DTypeLike
 
 from train import lora as lora_lib
 from train.lora import Lora
-from train.recipe import New, Stage
+from train.recipe import New, Parts, Stage
 from train.runs import START, hint, locate_start
 from train.weights import GROUPS, LORA, Flat, Structure, is_trained
 from vila_jax.assemble import make_form, make_preprocessor, make_style
 from vila_jax.dist.rules import sharding_for
 from vila_jax.errors import ConfigError, HubError
 from vila_jax.hf.checkpoint import Checkpoint, open_checkpoint
+from vila_jax.hf.compose import compose
 from vila_jax.hf.export import export
 from vila_jax.hf.load import OnTensor, load_state, match_tensors, weight_shapes
 from vila_jax.hf.new_model import NewModel
@@ -92,7 +93,7 @@ class Origin:
         """The model with `jax.ShapeDtypeStruct` for weights, of the dtypes in which `load` gives them."""
         graphdef, state = abstract(self._build)
         structure, weights = Structure.of(nnx.merge(graphdef, state))
-        typed = {name: jax.ShapeDtypeStruct(leaf.shape, self._dtype(name)) for name, leaf in weights.items()}
+        typed: dict[str, Any] = {n: jax.ShapeDtypeStruct(x.shape, self._dtype(n)) for n, x in weights.items()}
         return structure.model(typed)
 
     def load(self, on_tensor: OnTensor | None = None) -> Flat:
@@ -219,6 +220,8 @@ def open_origin(stage: Stage, runs: Path, *, mesh: Mesh | None = None, dtype: DT
 def _opened(stage: Stage, runs: Path) -> tuple[Checkpoint, NewModel | None]:
     if stage.new is not None:
         return _new(stage.new, runs / stage.name / START)
+    if stage.parts is not None:
+        return _composed(stage.parts, stage.seed, runs / stage.name / START), None
     if stage.start is None:
         raise ConfigError("nothing to start from", where=stage.name, fix="Give one of start, parts and new.")
     if stage.start == stage.name:
@@ -235,6 +238,13 @@ def _new(new: New, folder: Path) -> tuple[Checkpoint, NewModel]:
     """A model from nothing, with its small files in `folder`."""
     write_files(folder, {**new.files, "config.json": json_bytes(dict(new.config))})
     return open_checkpoint(folder, weights=False), NewModel(new.config, new.files)
+
+
+def _composed(parts: Parts, seed: int, folder: Path) -> Checkpoint:
+    """A model out of parts, with its small files in `folder`."""
+    composition = compose(**dataclasses.asdict(parts), seed=seed)
+    write_files(folder, composition.files)
+    return composition.checkpoint(folder)
 
 
 def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:

@@ -9,6 +9,9 @@ from vila_jax.text.vila_styles import vila_style_for
 from vila_jax.vision.preprocess import PreprocessConfig, Preprocessor
 from vila_jax.vision.vila import VilaPreprocessor
 
+STYLE_KEY = "conversation_style"
+"""Key of the root config that names the conversation style; this library's own, other readers pass over it."""
+
 
 def make_form(checkpoint: Checkpoint) -> PromptForm:
     """The tokenizer of a checkpoint, and how it is used.
@@ -42,6 +45,7 @@ def make_style(
       ConfigError: an unknown style, or none is known for this decoder.
     """
     config, raw = checkpoint.config, checkpoint.raw_config
+    chosen = raw.get(STYLE_KEY) if chosen is None else chosen
     if config.era is None:
         decoder = (raw.get("text_config") or {}).get("model_type", "llama")
         return style_for(decoder, name) if chosen is None else get_style(chosen)

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,8 @@ class OutTensor:
     @classmethod
     def copy(cls, shard: Shard, name: str) -> "OutTensor":
         """The tensor as it lies in its file."""
+        if isinstance(shard, Composed):
+            return dataclasses.replace(shard.sources[name], name=name)
         info = shard.tensors[name]
         return cls(name, info.dtype, info.shape, shard, name)
 
@@ -62,6 +64,11 @@ class OutTensor:
     def _source(self) -> tuple[Shard, TensorInfo]:
         assert self.shard is not None, f"{self.name} has no values"
         return self.shard, self.shard.tensors[self.source_name]
+
+    @property
+    def info(self) -> TensorInfo:
+        """What the header of a file that holds nothing else would say of it."""
+        return TensorInfo(self.dtype, self.shape, 0, self.nbytes)
 
     @property
     def itemsize(self) -> int:
@@ -115,6 +122,25 @@ class OutTensor:
                     raise CheckpointError("the file has shrunk while it was read", where=str(shard.path))
                 left -= len(piece)
                 yield piece
+
+
+@dataclasses.dataclass(frozen=True)
+class Composed(Shard):
+    """What can be read as if it were one file, and is not.
+
+    Attributes:
+      sources: of its tensors, by name; made or read anew whenever they are asked for.
+    """
+
+    sources: Mapping[str, OutTensor]
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """See `Shard.read`."""
+        source = self.sources[name]
+        if source.read is None and source.shard is not None:
+            return source.shard.read(source.source_name, index)
+        values = source.values().astype(self.numpy_dtype(name), copy=False)
+        return np.ascontiguousarray(values[index] if index else values)
 
 
 def plan_files(tensors: Iterable[OutTensor], max_bytes: int) -> dict[str, list[OutTensor]]:

@@ -18,7 +18,7 @@ JSON = dict[str, Any]
 _OF_THE_WHOLE = re.compile(  # keys of VILA v1 that are not the decoder's
     r"mm_|image_|video_|vision_|tune_|freeze_|unfreeze_|use_mm_|tokenizer_|s2|dynamic_|_name_or_path|chat_template|fps$"
     r"|num_(video|time|look|token)|token_scorer$|(min|max)_tiles|interpolate_mode|model_dtype|time_token|soft_ce|look_close|ps3"
-    r"|high_res_|top_down_|resume_path"
+    r"|high_res_|top_down_|resume_path|conversation_style$"
 )
 _HISTORY = ("_name_or_path", "resume_path", "_attn_implementation_autoset", "transformers_version")
 _DECODER_CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
@@ -62,7 +62,7 @@ def read_parts(checkpoint: Checkpoint) -> Parts:
         projector = raw.get("mm_projector_type") or "linear"
         tower = dict(raw.get("vision_config") or {"model_type": "clip_vision_model", **LLAVA_TOWER})
         if "image_mean" not in preprocessor and config.pictures is not None:
-            preprocessor = _preprocessor(config.pictures)
+            preprocessor = preprocessor_config(config.pictures)
     else:
         llm, tower, projector_cfg = (dict(raw[key]) for key in CONFIG_KEYS.values())
         whole = {key: value for key, value in raw.items() if key not in CONFIG_KEYS.values()}
@@ -153,7 +153,7 @@ def hf_llava(parts: Parts, decoder: DecoderConfig, pictures: VilaPictures, has_h
         "num_additional_image_tokens": extra,
         "vision_feature_select_strategy": strategy,
     }
-    picture_files = {"preprocessor_config.json": _preprocessor(pictures), "processor_config.json": processor}
+    picture_files = {"preprocessor_config.json": preprocessor_config(pictures), "processor_config.json": processor}
     return {"config.json": config} | picture_files
 
 
@@ -201,7 +201,7 @@ def _no_place(what: str) -> ConfigError:
     return ConfigError(f"the configs of VILA have no place for {what}", where="--to", fix="Export it with `--to hf`.")
 
 
-def _preprocessor(pictures: VilaPictures) -> JSON:
+def preprocessor_config(pictures: VilaPictures) -> JSON:
     """What transformers' processors need to make the same pixel values, for the modes of one tile."""
     square = {"height": pictures.tile_size, "width": pictures.tile_size}
     if pictures.mode == "pad" or pictures.center_crop:

@@ -124,10 +124,10 @@ def _as_it_is(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The small files of a checkpoint, and those of parts that are fetched from elsewhere."""
     folder = checkpoint.folder
     if checkpoint.config.layout != "folders":
-        return _small_files(folder, folder)
-    files = _small_files(folder, folder)
+        return small_files(folder)
+    files = small_files(folder)
     for part, key in CONFIG_KEYS.items():
-        own = _small_files(folder / part, folder) if (folder / part).is_dir() else {}
+        own = small_files(folder / part, folder) if (folder / part).is_dir() else {}
         if "config.json" not in own:
             own["config.json"] = json_bytes(checkpoint.raw_config[key])
         if part == "vision_tower" and checkpoint.preprocessor and "preprocessor_config.json" not in own:
@@ -136,11 +136,15 @@ def _as_it_is(checkpoint: Checkpoint) -> dict[str, bytes]:
     return files
 
 
-def _small_files(folder: epath.Path, root: epath.Path) -> dict[str, bytes]:
-    """JSON, tokenizer and template files by name."""
+def small_files(folder: epath.Path, root: epath.Path | None = None) -> dict[str, bytes]:
+    """JSON, tokenizer and template files by name.
+
+    Args:
+      root: of the checkpoint, if `folder` is one of its parts.
+    """
     found = (path for path in folder.iterdir() if path.name.endswith(_SMALL) and not path.is_dir())
     wanted = sorted(path for path in found if not path.name.endswith(".index.json"))
-    return {path.name: inside(root, path).read_bytes() for path in wanted}
+    return {path.name: inside(root or folder, path).read_bytes() for path in wanted}
 
 
 def _configs(
@@ -208,7 +212,7 @@ def _differences(ours: Any, written: Any, name: str = "") -> list[str]:
 def _beside_the_tokenizer(checkpoint: Checkpoint, layout: Layout, token: ImageToken | None) -> dict[str, bytes]:
     """Files of the tokenizer and `generation_config.json`, where they belong in the target."""
     folder = checkpoint.tokenizer_folder
-    files = _small_files(folder, checkpoint.folder)
+    files = small_files(folder, checkpoint.folder)
     tokenizer = {name: data for name, data in files.items() if name not in _NOT_TOKENIZER}
     if layout == "llava":
         tokenizer = with_fast(tokenizer, folder)
