@@ -129,14 +129,19 @@ def show(stage: Stage, page: Stage | None = None) -> Table:
             table.add_row(Text(section, "bold"))
         was = written.pop(key, _NONE)
         table.add_row(f"  {name}", *([Text(value)] if was == value else _changed(value, was)))
-    for key, was in written.items():
-        if was != _NONE:
-            table.add_row(f"  {key}", *_changed(_NONE, was))
+    gone = {key: was for key, was in written.items() if was != _NONE}
+    if gone:
+        table.add_row(Text("taken away", "bold"))
+    for key, was in gone.items():
+        table.add_row(f"  {key}", *_changed(_NONE, was))
     return table
 
 
 def _table(title: str) -> Table:
-    return Table(title=Text(title, "bold"), title_justify="left", show_header=False, box=None, pad_edge=False)
+    table = Table(title=Text(title, "bold"), title_justify="left", show_header=False, box=None, pad_edge=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    return table
 
 
 def _changed(value: str, was: str) -> tuple[Text, Text]:

@@ -170,8 +170,14 @@ def test_what_is_shown():
     assert ["decoder", "1e-05", "page:", "none"] in lines and ["projector", "0.001"] in lines
     assert ["rank", "8", "page:", "none"] in lines and ["style", "plain", "page:", "none"] in lines
     assert not any("page:" in line for line in printed(show(stage)).split())
+    long = changed(f"--data.mixture {'+'.join(f'set_{i}' for i in range(90))}")
+    assert "set_89" in printed(show(long))
     away = printed(show(dataclasses.replace(FULL, lora=None, learning_rate={"tower": 1.0}), FULL))
-    assert "lora.rank" in away and "learning_rate.decoder" in away and "a.json (2 characters)" in away
+    assert (
+        "lora.rank" in away.partition("taken away")[2]
+        and "learning_rate.decoder" in away
+        and "a.json (2 characters)" in away
+    )
 
 
 PAGE = """
