@@ -12,7 +12,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from train import prepare, scorer
+from train import bench, prepare, scorer
 from train.config import Run
 from train.export import export
 from train.loop import Trainer, console
@@ -20,7 +20,7 @@ from train.metrics import plot
 from vila_jax.errors import VilaError
 from vila_jax.heap import keep_freed_memory
 
-COMMANDS = {"plot": plot.main, "prepare": prepare.main, "scorer": scorer.main}
+COMMANDS = {"bench": bench.main, "plot": plot.main, "prepare": prepare.main, "scorer": scorer.main}
 """What there is beside training by a page."""
 
 
