@@ -9,9 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import configs.nano.model
 from train.config import Run
-from train.export import export
 from train.loop import Params, new_trainee
+from train.recipe import New
+from vila_jax.hf.export import export as export_model
+from vila_jax.hf.new_model import NewModel
+from vila_jax.nn.vlm import VLM
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "nano.py"
 
@@ -47,6 +51,12 @@ def random_params(run: Run) -> Params:
 
 def export_narrow(folder: pathlib.Path) -> pathlib.Path:
     """Writes the narrow model and returns its folder."""
-    run = narrow(recipe())
-    export(run, random_params(run), folder)
-    return folder
+    return export_random(configs.nano.model.new(_VISION, _TEXT), folder)
+
+
+def export_random(new: New, folder: pathlib.Path) -> pathlib.Path:
+    """Writes a model with weights with which answers depend on the picture and on every tensor."""
+    model, rng = NewModel(new.config, new.files), np.random.default_rng(0)
+    shapes = nnx.state(nnx.eval_shape(lambda: VLM(model.vlm, rngs=nnx.Rngs(0))))
+    state = jax.tree.map(lambda x: jnp.asarray((x.ndim == 1) + 0.2 * rng.standard_normal(x.shape, np.float32)), shapes)
+    return export_model(model, state, folder, to="hf", dtype="bfloat16", overwrite=True).folder

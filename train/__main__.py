@@ -1,26 +1,31 @@
-"""`python -m train CONFIG --out FOLDER`: runs the stages of a recipe page, resuming whatever is already there.
+"""`python -m train CONFIG [--runs FOLDER] [--data FOLDER] [--mesh AXIS=SIZE,…] [KEYS]`: trains by a recipe page.
 
-The model is then exported in the Hugging Face layout to FOLDER/export. `--export-only` does that with the newest
-checkpoint, which may be one of an unfinished run.
+CONFIG is a page (`configs/vila_7b/align.py`), its name (`vila_7b/align`), or a folder of pages, which are run one after
+another (`configs/nano`). Keys of a stage change the page: `--steps 100 --learning-rate.projector 1e-4`; `--help` lists
+them. The same command goes on with a run that was interrupted. Exit code 143 says that it should be given again.
 
-`python -m train prepare` makes a data set ready, see `train/prepare.py`; `python -m train scorer --out FOLDER` gives a
-finished model a token scorer, see `train/scorer.py`.
+    python -m train prepare FORM SOURCE --out FOLDER      a published data set into shards
+    python -m train plot RUN [RUN…]                       losses of runs in one picture
+    python -m train bench PRESET                          how fast steps are here
+    python -m train scorer --out FOLDER                   a token scorer for a finished model
 """
 
 import argparse
-import runpy
 import sys
 from pathlib import Path
 
-from train import bench, prepare, scorer
-from train.config import Run
-from train.export import export
-from train.loop import Trainer, console
+from rich.console import Console
+
+from train import bench, pages, prepare, scorer
 from train.metrics import plot
+from vila_jax.dist.mesh import parse_mesh
+from vila_jax.dist.start import start
 from vila_jax.errors import VilaError
 from vila_jax.heap import keep_freed_memory
 
-COMMANDS = {"bench": bench.main, "plot": plot.main, "prepare": prepare.main, "scorer": scorer.main}
+console = Console(stderr=True, markup=False, highlight=False)
+
+COMMANDS = {"bench": bench.main, "prepare": prepare.main, "plot": plot.main, "scorer": scorer.main}
 """What there is beside training by a page."""
 
 
@@ -30,33 +35,57 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv and argv[0] in COMMANDS:
             COMMANDS[argv[0]](argv[1:])
-        else:
-            train(argv)
+            return 0
+        return train(argv)
     except VilaError as error:
         console.print(f"error: {error}", soft_wrap=True)
         return error.exit_code
+
+
+def train(argv: list[str]) -> int:
+    """Runs the stages of a page or a folder, one after another, until one is stopped."""
+    parser = _parser()
+    args, words = parser.parse_known_args(argv)
+    if args.help:
+        parser.print_help()
+        Console().print(pages.help_of_keys())
+        return 0
+    if args.config is None:
+        parser.error("the following arguments are required: CONFIG")
+    stages = pages.load_all(args.config, words)
+    keep_freed_memory()
+    start(args.coordinator, args.processes, args.process)
+    import jax
+
+    from train.run import Place, train as run
+
+    mesh = parse_mesh(args.mesh) if args.mesh else {"fsdp": -1} if jax.device_count() > 1 else None
+    place = Place(args.runs, args.data, mesh, args.log_every, args.memory_gib, args.profile, args.wandb)
+    for stage in stages:
+        if code := run(stage, place):
+            return code
     return 0
 
 
-def train(argv: list[str]) -> None:
-    """Trains and exports."""
-    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
-    parser.add_argument("config", type=Path, help="a page of configs/, e.g. configs/nano.py")
-    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, metrics and the exported model")
-    parser.add_argument("--export-only", action="store_true", help="export the newest checkpoint; train nothing")
-    args = parser.parse_args(argv)
-    run: Run = runpy.run_path(str(args.config))["RUN"]
-    keep_freed_memory()
-    trainer = Trainer(run, args.out)
-    if args.export_only:
-        stage, step, params = trainer.restore()
-        console.print(f"{run.name}: step {step} of stage {stage}")
-    else:
-        args.out.mkdir(parents=True, exist_ok=True)
-        console.print(f"{run.name}: {len(run.stages)} stages into {args.out}")
-        params = trainer.train()
-    export(run, params, args.out / "export")
-    console.print(f"{run.name}: exported to {args.out / 'export'}", soft_wrap=True)
+def _parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m train", description=__doc__, formatter_class=form, add_help=False, allow_abbrev=False
+    )
+    parser.add_argument("config", nargs="?", metavar="CONFIG")
+    parser.add_argument("--help", "-h", action="store_true", help="this text, and all keys of a stage")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (runs)")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the prepared data sets (data)")
+    parser.add_argument("--mesh", help="devices of every axis: fsdp=8,tensor=4; by default fsdp takes all")
+    parser.add_argument("--log-every", type=int, default=10, help="steps from one line of metrics to the next (10)")
+    parser.add_argument("--memory-gib", type=float, help="memory of a device, where it does not tell itself")
+    parser.add_argument("--profile", metavar="FROM:TO", help="write a trace of these steps")
+    parser.add_argument("--wandb", action="store_true", help="send metrics to Weights & Biases too")
+    hosts = parser.add_argument_group("several hosts, where they are not found by themselves")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
+    hosts.add_argument("--processes", type=int, help="how many there are")
+    hosts.add_argument("--process", type=int, help="number of this one")
+    return parser
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.typing import DTypeLike
 from rich.console import Console
@@ -35,6 +34,8 @@ from train.metrics.counts import count
 from train.metrics.meter import Meter
 from train.metrics.rows import Row, Writer
 from train.objective import answer_sums
+from train.optim import make_optimizer
+from train.recipe import Optimizer
 from train.update import Objective, Rules
 from train.weights import Flat, Structure, split
 from vila_jax.bench import machine
@@ -46,11 +47,6 @@ from vila_jax.nn.stacked import Execution, Remat
 from vila_jax.nn.vlm import VLM
 
 console = Console(stderr=True, markup=False, highlight=False)
-
-RULES = {
-    "adamw": lambda: optax.adamw(1e-5, weight_decay=0.0),
-    "adafactor": lambda: optax.adafactor(1e-5),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +185,8 @@ def measured(preset: Preset, run: Run) -> dict[str, Any]:
 
 def _measured(preset: Preset, run: Run) -> dict[str, Any]:
     structure, trained, frozen = random_model(preset, run)
-    optimizer, rules = RULES[preset.rule](), Rules()
+    optimizer = make_optimizer(Optimizer(preset.rule), dict.fromkeys(preset.trained, 1e-5), run.steps)
+    rules = Rules()
     step = make_step(objective_of(structure, run), optimizer, rules, trained)
     parameters = sum(value.size for value in [*trained.values(), *frozen.values()])
     state = make_state(trained, optimizer, rules)

@@ -8,12 +8,16 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from train.weights import GROUPS
+from train.weights import GROUPS, LORA, Flat
 from vila_jax.errors import ConfigError
 from vila_jax.nn.layers import Linear, LowRank
 from vila_jax.nn.vlm import VLM
+
+_DOWN = f".{LORA}.down"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Lora:
     """What is added.
 
     Attributes:
+      rank: width between the two matrices of an addition.
       groups: which parts of the model get additions.
       alpha: the additions are scaled by `alpha / rank`.
     """
@@ -30,8 +35,11 @@ class Lora:
     groups: tuple[str, ...] = ("decoder",)
 
 
-def add(model: VLM, lora: Lora, *, rngs: nnx.Rngs) -> None:
+def add(model: VLM, lora: Lora, *, rngs: nnx.Rngs, dtype: DTypeLike | None = None) -> None:
     """Gives the linear layers of these groups their additions; the model computes what it did before.
+
+    Args:
+      dtype: of the additions; None for that of the weights.
 
     Raises:
       ConfigError: a group that takes none, or a rank below 1.
@@ -45,19 +53,25 @@ def add(model: VLM, lora: Lora, *, rngs: nnx.Rngs) -> None:
             )
         for linear in _linears(model, group):
             out_features, in_features = linear.weight.get_value().shape
-            axes, dtype = linear.weight.get_metadata()["logical_axes"], linear.weight.get_value().dtype
+            axes, own = linear.weight.get_metadata()["logical_axes"], dtype or linear.weight.get_value().dtype
             scale = lora.alpha / lora.rank
-            linear.lora = nnx.data(LowRank(in_features, out_features, axes, lora.rank, scale, rngs=rngs, dtype=dtype))
+            linear.lora = nnx.data(LowRank(in_features, out_features, axes, lora.rank, scale, rngs=rngs, dtype=own))
 
 
-def merge(model: VLM) -> None:
-    """Makes every addition a part of its weight, and takes it away."""
-    for group in GROUPS:
-        for linear in _linears(model, group):
-            if linear.lora is not None:
-                weight = linear.weight[...]
-                linear.weight[...] = weight + linear.lora.product().astype(weight.dtype)
-                linear.lora = nnx.data(None)
+def merged(weights: Flat, lora: Lora) -> Flat:
+    """The weights that have additions, with these a part of them; of stacks too, whose first axis are the layers.
+
+    Returns:
+      Those weights alone, in their dtypes.
+    """
+    result: Flat = {}
+    for name, down in weights.items():
+        if name.endswith(_DOWN):
+            linear = name.removesuffix(_DOWN)
+            up, weight = weights[f"{linear}.{LORA}.up"], weights[f"{linear}.weight"]
+            product = jnp.einsum("...or,...ri->...oi", up, down, precision="highest") * (lora.alpha / lora.rank)
+            result[f"{linear}.weight"] = (weight + product).astype(weight.dtype)
+    return result
 
 
 def _linears(model: VLM, group: str) -> Iterator[Linear]:

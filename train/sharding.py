@@ -56,11 +56,10 @@ class Placement:
     def of(cls, structure: Structure, weights: Flat, mesh: Mesh, rules: ShardingRules | None = None) -> "Placement":
         """
         Args:
-          weights: or their abstract values.
+          weights: or their abstract values; those that are not of the structure are replicated.
         """
-        shardings = {
-            name: sharding_for(structure.axes[name], value.shape, mesh, rules) for name, value in weights.items()
-        }
+        axes = {name: structure.axes.get(name, (None,) * len(value.shape)) for name, value in weights.items()}
+        shardings = {name: sharding_for(axes[name], value.shape, mesh, rules) for name, value in weights.items()}
         return cls(mesh, shardings)
 
     @property

@@ -4,6 +4,7 @@ import json
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from train.scenes import captions, instructions
 from vila_jax.scenes import VOCABULARY
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
@@ -25,7 +26,7 @@ CHAT_TEMPLATE = (
 
 def build_tokenizer() -> Tokenizer:
     """Lower-cased words, single digits and punctuation; `<s>` is put in front."""
-    words = (*SPECIAL, *PROMPT_WORDS, *VOCABULARY)
+    words = dict.fromkeys((*SPECIAL, *PROMPT_WORDS, *VOCABULARY, *captions.WORDS, *instructions.WORDS))
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -4,6 +4,7 @@
     projector   projector.*, newline
     decoder     decoder.*
     scorer      scorer.*, if the model has one
+    heads       heads.*, classifiers that live beside the model while it is trained, see `train/scenes/heads.py`
 
 The blocks of tower and decoder may be stacked: then `decoder.layers.*.attn.q.weight`, with a star, holds that weight of
 all layers, `[L, out, in]`.
@@ -26,11 +27,14 @@ from vila_jax.nn.params import Axes, dotted, logical_axes
 from vila_jax.nn.stacked import STAR, Execution, Stacked, stack_arrays
 from vila_jax.nn.vlm import VLM
 
+HEADS = "heads"
+
 GROUPS = {
     "tower": ("vision_tower",),
     "projector": ("projector", "newline"),
     "decoder": ("decoder",),
     "scorer": ("scorer",),
+    HEADS: (HEADS,),
 }
 LORA = "lora"
 

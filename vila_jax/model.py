@@ -25,6 +25,7 @@ from vila_jax.infer.engine import Engine, OnCompile
 from vila_jax.infer.layout import Medium, Request
 from vila_jax.infer.pictures import limit_of, prepare
 from vila_jax.infer.sampler import SamplingOptions
+from vila_jax.nn.config import VLMConfig
 from vila_jax.text.messages import VideoSource, fill_images
 from vila_jax.text.prompts import PromptForm
 from vila_jax.text.styles import Style
@@ -332,15 +333,23 @@ def parse_budget(budget: BudgetLike, checkpoint: Checkpoint) -> Budget | None:
     if budget is None:
         return None
     parsed = Budget.parse(budget) if isinstance(budget, str) else budget
-    vlm = checkpoint.config.vlm
-    if (step := parsed.step("tower")) is not None:
+    check_budget(parsed, checkpoint.config.vlm)
+    return parsed
+
+
+def check_budget(budget: Budget, vlm: VLMConfig) -> None:
+    """Refuses a budget that a model cannot meet.
+
+    Raises:
+      BudgetError: the model lacks what a method needs.
+    """
+    if (step := budget.step("tower")) is not None:
         make_reduction(step.tower_method, tokens_of_tile(step, vlm.vision.num_patches), vlm)
-    if (step := parsed.step("tokens")) is not None:
+    if (step := budget.step("tokens")) is not None:
         step.token_method.check(vlm)
         required_intermediates(step, vlm.vision, vlm.vision_depth)
-    if (step := parsed.step("decoder")) is not None:
+    if (step := budget.step("decoder")) is not None:
         step.decoder_method.check(vlm.decoder.num_layers, step.keep)
-    return parsed
 
 
 def default_dtype() -> DTypeLike:
@@ -385,5 +394,12 @@ def from_pretrained(
     preprocessor = make_preprocessor(checkpoint)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     graphdef, state = load_state(checkpoint, dtype=dtype, mesh=mesh, rules=rules, on_tensor=on_tensor)
-    engine = Engine(graphdef, state, checkpoint.config, dtype=dtype.name, on_compile=on_compile)
+    engine = Engine(
+        graphdef,
+        state,
+        checkpoint.config,
+        dtype=dtype.name,
+        on_compile=on_compile,
+        between_tiles=form.between_segments,
+    )
     return Model(checkpoint, engine, form, preprocessor, chosen, written)

@@ -10,6 +10,7 @@ import torch
 
 import vila_jax
 from tests.infer.checkpoints import photo, write
+from tests.infer.places import places_left
 from vila_jax.budgets import Budget
 from vila_jax.dist.mesh import make_mesh
 from vila_jax.errors import BudgetError
@@ -25,6 +26,10 @@ BATCH = {"prompt": list(ROWS), "images": list(ROWS.values())}
 ANSWER = {"max_new_tokens": 11, "ignore_eos": True}
 SPARSE = ["sparse:0.2", "sparse:7,layer=0"]
 SPECS = ["fastv:0.4", "fastv:9,layer=1,positions=renumbered", "pyramiddrop:0.2", "pyramiddrop:0.3,positions=original"]
+BEHIND_ORIGINAL = [
+    f"hired:0.5,positions=original+{step}"
+    for step in ("fastv:0.4", "pyramiddrop:0.3", "pyramiddrop:0.3,positions=original", "sparse:0.3")
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +56,12 @@ class Oracle:
         self.text.config._attn_implementation = "eager"
         tokens = written.processor(text=[prompt], images=images)["input_ids"][0]
         self.visual = np.array([token == model.config.image_token_id for token in tokens])
-        self.embedded = torch.tensor(model.embeddings(prompt, images))
-        step = Budget.parse(spec).steps[0]
+        self.embedded = torch.tensor(model.embeddings(prompt, images, budget=spec))
+        self.places = torch.arange(len(tokens))
+        *front, step = Budget.parse(spec).steps
+        if front:  # whose tokens keep their original positions
+            self.places = torch.tensor(places_left(written, model, prompt, images, str(front[0])))
+            self.visual = self.visual[self.places]
         self.rule = step.decoder_method
         n = int(self.visual.sum())
         fraction = step.keep if isinstance(step.keep, float) else step.keep / n
@@ -77,7 +86,8 @@ class Oracle:
         """Logits of the tokens that are left, `generated` ones at the end; the first reading decides who is left."""
         x = torch.cat([self.embedded, self.text.embed_tokens(torch.tensor(generated, dtype=torch.long))])
         visual = np.concatenate([self.visual, np.zeros(len(generated), bool)])
-        positions, attention = torch.arange(len(x)), None
+        positions = torch.cat([self.places, self.places[-1] + 1 + torch.arange(len(generated))])
+        attention = None
         for i in range(DEPTH):
             if i in self.cuts:
                 if i not in self.chosen:
@@ -104,7 +114,7 @@ class Oracle:
         return torch.tensor(seen)
 
 
-@pytest.mark.parametrize("spec", [*SPECS, *SPARSE])
+@pytest.mark.parametrize("spec", [*SPECS, *SPARSE, *BEHIND_ORIGINAL])
 def test_answers_are_those_of_the_oracle(model, written, spec):
     prompt, images = next(iter(ROWS.items()))
     oracle = Oracle(model, written, spec, prompt, images)

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 
 from vila_jax.errors import VilaError
-from vila_jax.scenes import EASY, MEDIUM, Difficulty, Scene, blank, draw_scene, handwriting, sprites
+from vila_jax.scenes import EASY, MEDIUM, READING, SINGLE, Difficulty, Scene, blank, draw_scene, handwriting, sprites
 from vila_jax.scenes.world import COLORS, SHAPES, WORDS
 
 
@@ -163,3 +163,24 @@ def test_missing_scikit_learn_says_what_to_install(monkeypatch):
             handwriting._scans()
     finally:
         handwriting._scans.cache_clear()
+
+
+def test_scenes_to_read_hold_several_things_of_a_kind_in_colors_of_their_own():
+    scenes = [draw_scene(seed, difficulty=READING) for seed in range(100)]
+    repeated = 0
+    for scene in scenes:
+        fine = [thing for thing in scene.objects if not thing.is_shape]
+        assert 2 <= len(fine) <= (4 if scene.image.shape == (96, 96, 3) else 2)
+        assert len({thing.color for thing in fine} - {t.color for t in scene.objects if t.is_shape}) == len(fine)
+        repeated += any([thing.kind for thing in fine].count(kind) > 1 for kind in ("plate", "sign"))
+    assert repeated > 30
+
+
+def test_a_single_thing_fills_one_tile():
+    scenes = [draw_scene(seed, difficulty=SINGLE) for seed in range(60)]
+    for scene in scenes:
+        [thing] = scene.objects
+        x0, y0, x1, y1 = thing.box
+        assert scene.image.shape == (48, 48, 3) and min(x0, y0) >= 0 and max(x1, y1) <= 48
+        assert thing.place == "center" and all(16 <= middle < 32 for middle in ((x0 + x1) / 2, (y0 + y1) / 2))
+    assert len({scene.objects[0].kind for scene in scenes}) == len(SHAPES) + 3

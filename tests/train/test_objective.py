@@ -16,6 +16,7 @@ from train.data.labels import IGNORED
 from train.data.packing import RowShape, pack
 from train.data.records import Conversation
 from train.data.samples import Layout
+from train.data.visual import Visual
 from train.objective import answer_sums
 from vila_jax.hf.keys import key_table
 from vila_jax.hf.load import load_state
@@ -39,7 +40,7 @@ class Given:
         self.values_config, self._pixels, self._tiles = real.values_config, iter(pixels), tiles
         self._real = real
 
-    def pictures(self, images):
+    def pictures(self, images, limit=None):
         return [self._picture(len(images) == 1) for _ in images]
 
     def _picture(self, alone):
@@ -61,7 +62,7 @@ def golden_batch(golden, name):
     shape = RowShape(tokens=arrays["fused_labels"].shape[1], tiles=4, bins=1)
     style = model.style if facts["conv_mode"] == "auto" else get_vila_style("vicuna_v1")
     given = Given(model.preprocessor, arrays["pixel_values"], tiles=len(arrays["pixel_values"]) - 2)
-    layout = Layout(model.form, style, given, shape)
+    layout = Layout(model.form, style, given, shape, Visual(model.engine.planner))
     laid = []
     for turns in facts["conversations"]:
         marks = "<image>\n" * 4

@@ -12,6 +12,7 @@ from train import lora
 from train.objective import answer_sums
 from train.weights import Structure, group_of, is_trained, split
 from vila_jax.errors import ConfigError
+from vila_jax.hf.load import load_state
 from vila_jax.nn.config import DecoderConfig
 from vila_jax.nn.decoder import Decoder
 from vila_jax.nn.params import abstract
@@ -75,11 +76,10 @@ def test_frozen_tower_and_low_rank_additions():
     assert all(".lora." in name for name in got[1] if group_of(name) == "decoder")
 
 
-@pytest.mark.parametrize("name", ["vila15_llama_siglip"])
-def test_a_checkpoint_of_vila(golden, name):
-    laid, _, _, model, shape = golden_batch(golden, name)
+def test_a_checkpoint_of_vila(golden):
+    laid, _, _, model, shape = golden_batch(golden, "vila15_llama_siglip")
     given = rows(laid, shape, model.engine.planner.tokens_per_tile, "apart")
-    vlm = nnx.merge(model.engine.graphdef, model.engine.state)
+    vlm = nnx.merge(*load_state(model.checkpoint, dtype=jnp.float32))
     got = loss_and_gradients(vlm, given, stacked=True, remat="full")
     assert_equal(got, loss_and_gradients(vlm, given, stacked=False))
 
@@ -152,8 +152,8 @@ def test_blocks_with_windows_of_their_own(windows, loops):
     middle, _ = decoder.run(x, positions, range(1, len(windows)))
     blocks = decoder.layers
     decoder.layers = Stacked(blocks)
-    np.testing.assert_allclose(decoder(x, positions)[0], expected, atol=1e-6)
-    np.testing.assert_allclose(decoder.run(x, positions, range(1, len(windows)))[0], middle, atol=1e-6)
+    np.testing.assert_allclose(decoder(x, positions)[0], expected, atol=1e-5)
+    np.testing.assert_allclose(decoder.run(x, positions, range(1, len(windows)))[0], middle, atol=1e-5)
     assert str(jax.make_jaxpr(lambda x: decoder(x, positions)[0])(x)).count(" scan[") == loops
     for i, block in enumerate(blocks):
         assert nnx.graphdef(decoder.layers[i]) == nnx.graphdef(block)

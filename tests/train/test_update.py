@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from tests.published import LLAVA_15_7B
+from tests.train.products import product_flops
 from train import lora
 from train.data.labels import IGNORED
 from train.objective import answer_sums
@@ -19,6 +20,7 @@ from vila_jax.bench import flops
 from vila_jax.errors import ConfigError
 from vila_jax.hf.config import parse_config
 from vila_jax.nn.params import abstract
+from vila_jax.nn.stacked import Execution
 from vila_jax.nn.vlm import VLM
 
 TINY = {
@@ -135,9 +137,10 @@ def test_low_rank_additions():
     structure, weights = Structure.of(model)
     part = jax.tree.map(lambda x: jnp.asarray(x[0]), batch())
     before = answer_sums(model, part).loss
-    lora.add(model, lora.Lora(rank=3, alpha=6, groups=("decoder", "tower")), rngs=nnx.Rngs(1))
+    rule = lora.Lora(rank=3, alpha=6, groups=("decoder", "tower"))
+    lora.add(model, rule, rngs=nnx.Rngs(1))
     np.testing.assert_allclose(answer_sums(model, part).loss, before, rtol=1e-6)
-    structure, both = Structure.of(model)
+    plain, (structure, both) = structure, Structure.of(model)
     chosen, frozen = split(both, ("projector", "decoder", "tower"), ("decoder", "tower"))
     assert set(frozen) == {n for n in weights if group_of(n) != "projector"}
     assert len([n for n in chosen if ".lora." in n]) == 2 * (7 * 2 + 6 * 2)  # all linear layers of the blocks built
@@ -148,10 +151,10 @@ def test_low_rank_additions():
     trained = structure.model(state.trained | frozen)
     expected = answer_sums(trained, part).loss
     assert abs(float(expected - before)) > 1e-3
-    lora.merge(trained)
-    np.testing.assert_allclose(answer_sums(trained, part).loss, expected, rtol=1e-5)
-    merged_structure, merged = Structure.of(trained)
-    assert set(merged) == set(weights) and merged_structure.graphdef == Structure.of(tiny())[0].graphdef
+    merged = lora.merged(state.trained | frozen, rule)
+    assert set(merged) == {n.replace("lora.down", "weight") for n in chosen if n.endswith(".lora.down")}
+    without = {name: value for name, value in (state.trained | frozen | merged).items() if name in weights}
+    np.testing.assert_allclose(answer_sums(plain.model(without), part).loss, expected, rtol=1e-5)
     with pytest.raises(ConfigError, match="no low-rank"):
         lora.add(tiny(), lora.Lora(groups=("projector",)), rngs=nnx.Rngs(0))
 
@@ -173,8 +176,8 @@ WIDE = {
 }
 
 
-def counted(trained, rank=0):
-    """FLOPs of the loss and gradient of a step, as XLA counts them before it compiles."""
+def abstract_step(trained, rank=0, **how):
+    """Loss and gradient of a stage of 7B width, its abstract arguments, and the model's config."""
     config = parse_config(LLAVA_15_7B | WIDE).vlm
 
     def build(rngs):
@@ -184,7 +187,7 @@ def counted(trained, rank=0):
         return model
 
     graphdef, state = abstract(build)
-    structure, weights = Structure.of(nnx.merge(graphdef, state))
+    structure, weights = Structure.of(nnx.merge(graphdef, state), **how)
     chosen, frozen = split(weights, trained, ("decoder",) if rank else ())
     row = jax.ShapeDtypeStruct((1, LENGTH), jnp.int32)
     given = dict.fromkeys(("token_ids", "targets", "source", "segments", "positions"), row)
@@ -193,7 +196,7 @@ def counted(trained, rank=0):
     def loss(chosen, frozen, given):
         return answer_sums(structure.model(chosen | frozen), given, chunk=LENGTH).loss
 
-    return jax.jit(jax.value_and_grad(loss)).lower(chosen, frozen, given).cost_analysis()["flops"], config
+    return jax.jit(jax.value_and_grad(loss)), (chosen, frozen, given), config
 
 
 def expected(config, tower, projector, layers, head, attention):
@@ -211,7 +214,7 @@ def expected(config, tower, projector, layers, head, attention):
     )
 
 
-@pytest.mark.parametrize(
+STAGES = pytest.mark.parametrize(
     ("trained", "rank", "times"),
     [
         # align: forward through all, activation gradients through the decoder: 2 N and 4 N
@@ -223,7 +226,32 @@ def expected(config, tower, projector, layers, head, attention):
         (("projector", "decoder"), 8, dict(tower=1, projector=(2, 3), layers=2, head=3, attention=3)),
     ],
 )
+
+
+@STAGES
 def test_gradients_are_built_for_what_is_trained_alone(trained, rank, times):
     """2 N, 4 N, 6 N; the head is computed twice forward, since its scores are not kept."""
-    got, config = counted(trained, rank)
+    step, arguments, config = abstract_step(trained, rank)
+    got = step.lower(*arguments).cost_analysis()["flops"]
     assert got == pytest.approx(expected(config, **times), rel=0.03)
+
+
+@STAGES
+@pytest.mark.parametrize("remat", ["none", "minimal", "full"])
+def test_so_they_are_in_stacked_blocks(trained, rank, times, remat):
+    """XLA counts the body of a scan once, so that the products are counted here. What is not kept is done once more:
+    attention with `minimal`; with `full` all products of a block but its last, whose result nothing reads."""
+    execution = Execution(remat)
+    step, arguments, config = abstract_step(trained, rank, stacked=True, tower=execution, decoder=execution)
+    times, last = dict(times), 0
+    if remat != "none":
+        times["attention"] += 1
+    if remat == "full":
+        times["layers"] += 1
+        last = 2 * LENGTH * config.decoder.hidden_size * config.decoder.intermediate_size * config.decoder.num_layers
+        if "tower" in trained:
+            times["tower"] += 1
+            vision = config.vision
+            last += 2 * vision.num_positions * vision.hidden_size * vision.intermediate_size * config.vision_depth
+    got = product_flops(jax.make_jaxpr(step)(*arguments).jaxpr)
+    assert got == pytest.approx(expected(config, **times) - last, rel=0.03)

@@ -10,7 +10,9 @@ set that does not fill a batch is dropped, here nothing is.
 
 import dataclasses
 import difflib
+import functools
 import re
+import sys
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -117,6 +119,7 @@ def mix(
     seed: int = 0,
     host: int = 0,
     hosts: int = 1,
+    turn: int = 0,
 ) -> grain.MapDataset[Any]:
     """The records of one host, in the order in which it sees them.
 
@@ -126,6 +129,7 @@ def mix(
       total: records that all hosts together see; None for one round of the mixture.
       seed: decides the order.
       host, hosts: this host's turn.
+      turn: the round; the next one goes on in every data set where this one ends, in an order of its own.
 
     Raises:
       ConfigError: see `parse_mixture` and `counts`.
@@ -135,5 +139,35 @@ def mix(
     parts = []
     for i, (term, number) in enumerate(zip(terms, numbers, strict=True)):
         if number:  # every round of a set has an order of its own
-            parts.append(datasets[term.name].seed(seed + i).shuffle().repeat()[:number])
-    return grain.MapDataset.concatenate(parts).seed(seed).shuffle()[host::hosts]
+            whole = datasets[term.name].seed(seed + i).shuffle().repeat()
+            parts.append(whole[turn * number : (turn + 1) * number])
+    return grain.MapDataset.concatenate(parts).seed(seed + turn).shuffle()[host::hosts]
+
+
+class Rounds(grain.MapDataset[Any]):
+    """The records of one host in round after round of a mixture, without an end.
+
+    Args:
+      See `mix`.
+
+    Attributes:
+      round: records of a round, of all hosts.
+    """
+
+    def __init__(
+        self, mixture: str, datasets: Mapping[str, grain.MapDataset], *, seed: int = 0, host: int = 0, hosts: int = 1
+    ):
+        super().__init__()
+        # Two, as threads still read the last records of a round when the next one begins.
+        self._order = functools.lru_cache(maxsize=2)(lambda turn: mix(mixture, datasets, seed=seed, turn=turn))
+        self._host, self._hosts = host, hosts
+        self.round = len(self._order(0))
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        turn, place = divmod(index * self._hosts + self._host, self.round)
+        return self._order(turn)[place]

@@ -140,6 +140,11 @@ class Meter:
         for writer in self._writers:
             writer.note(step, text)
 
+    @property
+    def latest(self) -> dict[str, float]:
+        """What the newest step that was fetched says of itself."""
+        return {} if self._last is None else self._last[1]
+
     def flush(self) -> None:
         """Waits for all steps that were dispatched.
 

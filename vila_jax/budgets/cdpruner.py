@@ -40,6 +40,7 @@ class CDPruner(TileSelector):
     """CDPruner.
 
     Options:
+      positions: see `Selector`.
       relevance: `text`, how well a patch fits the question, or `none`.
     """
 

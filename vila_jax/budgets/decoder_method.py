@@ -19,15 +19,12 @@ Everything of a prompt that is no text is a visual token here: patches, newline 
 
 import abc
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from jaxtyping import Array, Bool, Float, Int
 
-from vila_jax.budgets.method import Method, Stage
+from vila_jax.budgets.method import Method, Positions, Stage
 from vila_jax.errors import BudgetError
-
-Positions = Literal["original", "renumbered"]
-"""Rotary positions behind a cut: those that tokens had before, or counted anew without gaps."""
 
 
 class DecoderMethod(Method):
@@ -64,6 +61,9 @@ class Dropper(DecoderMethod):
         before it.
       asks_question: whether tokens of the question, that is of the text behind the last picture, rate the visual ones,
         see `raters`; otherwise the last token of the prompt does.
+
+    Options:
+      positions: behind a cut; `original` are those in front of it.
     """
 
     scores_ahead: ClassVar[bool] = False

@@ -21,7 +21,7 @@ from vila_jax.nn.config import VisionConfig
 
 @dataclasses.dataclass(frozen=True)
 class DivPrune(Selector):
-    """DivPrune; no options. Memory: one float32 matrix `[M, M]` a picture."""
+    """DivPrune; for the option `positions` see `Selector`. Memory: one float32 matrix `[M, M]` a picture."""
 
     name: ClassVar[str] = "divprune"
     nested: ClassVar[bool] = True

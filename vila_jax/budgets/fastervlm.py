@@ -24,6 +24,7 @@ class FasterVLM(TileSelector):
     """FasterVLM.
 
     Options:
+      positions: see `Selector`.
       layer: block (0-based) whose attention scores the patches; -1 is the last one built, which feeds the projector.
     """
 

@@ -33,6 +33,7 @@ class HiPrune(TileSelector):
     """HiPrune.
 
     Options:
+      positions: see `Selector`.
       alpha: part of the tokens that goes to anchors and buffers, in [0, 1].
       object_layer: block (0-based) whose attention finds the anchors; the default is that of CLIP-L with 24 blocks.
       layer: block whose attention scores buffers and registers; -1 is the last one built, which feeds the projector.

@@ -50,6 +50,7 @@ class Hired(Selector):
     """HiRED.
 
     Options:
+      positions: see `Selector`.
       alpha: part of the tokens that goes to the overview, in [0, 1].
       variant: `paper` or `code`, see above.
       swap: with `variant=code`, exchange rows and columns in packing as the reference does.
@@ -76,6 +77,12 @@ class Hired(Selector):
                 "swap=false undoes an exchange that variant=paper does not make",
                 where="budget method 'hired'",
                 fix="Add variant=code, or leave swap out.",
+            )
+        if self.variant == "code" and self.swap and self.positions == "original":
+            raise BudgetError(
+                "original positions ascend in the order of the picture, which the exchange of rows and columns breaks",
+                where="budget method 'hired'",
+                fix="Add swap=false, or leave variant=code out.",
             )
 
     @property

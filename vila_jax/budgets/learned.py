@@ -30,6 +30,7 @@ class Learned(Selector):
     """The best patches by the model's own scorer.
 
     Options:
+      positions: see `Selector`.
       per_tile: every tile keeps its own best, as many as its share of the real patches grants.
 
     Intermediates: `score`, the scorer's `learned_score` of every cell, `[I, P, N]`.

@@ -15,6 +15,7 @@ scores and features; what the host knows travels in a `Plan` whose shapes depend
 """
 
 import abc
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -31,6 +32,9 @@ from vila_jax.vision.geometry import TileGeometry
 
 Stage = Literal["picture", "tower", "tokens", "decoder"]
 """Where on the road a method works, in the order of the road."""
+
+Positions = Literal["original", "renumbered"]
+"""Rotary positions of the tokens that are left: those that they have without the method, or counted anew."""
 
 
 class Plan(NamedTuple):
@@ -69,9 +73,16 @@ class Method(abc.ABC):
 
 
 class TowerMethod(Method):
-    """Makes tokens fewer inside the vision tower; of every tile equally many, since the tower is one program."""
+    """Makes tokens fewer inside the vision tower; of every tile equally many, since the tower is one program.
+
+    Attributes:
+      merges: whether tokens are made of several patches, so that they have no position of their own.
+      positions: of the tokens that are left; an option (a field) of methods that do not merge, see `Selector`.
+    """
 
     stage: ClassVar[Stage] = "tower"
+    merges: ClassVar[bool] = False
+    positions: Positions = "renumbered"
 
     @abc.abstractmethod
     def schedule(self, patches: int, kept: int, depth: int) -> tuple[int, ...]:
@@ -99,9 +110,13 @@ class TokenMethod(Method):
         larger one does not give that tile less.
       after_tower: whether the method may follow a step inside the tower. Which candidates that leaves is known on the
         device alone: `choose` must take them from its `plan`, and read nothing of the tower but the features.
+      merges: whether tokens are made of several patches, so that they have no position of their own.
+      positions: of the tokens; an option (a field) of methods that do not merge, see `Selector`.
     """
 
     stage: ClassVar[Stage] = "tokens"
+    merges: ClassVar[bool] = False
+    positions: Positions = "renumbered"
     nested: ClassVar[bool] = False
     after_tower: ClassVar[bool] = False
 
@@ -158,8 +173,19 @@ class TokenMethod(Method):
         """
 
 
+@dataclasses.dataclass(frozen=True)
 class Selector(TokenMethod):
-    """Keeps some of the patches as they are, in token order."""
+    """Keeps some of the patches as they are, in token order.
+
+    Options:
+      positions: `renumbered` counts the tokens of the shortened prompt through, as the published methods do.
+        `original` leaves every token, text too, the rotary position that it has without the budget, newline tokens and
+        what is written between tiles counted: distances on the picture stay what the decoder was trained with (GAP,
+        arXiv 2506.21873, restores most of what pruning takes from grounding so). Both need the same memory, but with
+        `original` the prompt without the budget has to fit the context.
+    """
+
+    positions: Positions = "renumbered"
 
     @abc.abstractmethod
     def keep(self, inputs: Mapping[str, Float[Array, "I P N *width"]], plan: Plan) -> Bool[Array, "I P N"]:

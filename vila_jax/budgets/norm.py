@@ -23,6 +23,7 @@ class Norm(TileSelector):
     """L2 norm of what the projector reads.
 
     Options:
+      positions: see `Selector`.
       which: `high` keeps the longest features, `low` the shortest.
     """
 

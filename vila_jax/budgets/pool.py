@@ -31,6 +31,7 @@ class Pool(TokenMethod):
     """Average pooling. It has no options."""
 
     name: ClassVar[str] = "pool"
+    merges: ClassVar[bool] = True
 
     def total(self, asked: int, geometry: TileGeometry) -> int:
         """Cells of the largest grids that `asked` tokens pay for.

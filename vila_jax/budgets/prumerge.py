@@ -55,6 +55,7 @@ class PruMerge(TokenMethod):
     """
 
     name: ClassVar[str] = "prumerge"
+    merges: ClassVar[bool] = True
 
     neighbours: int = 32
     sort: Literal["raster", "score"] = "raster"

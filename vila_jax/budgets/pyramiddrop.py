@@ -14,7 +14,8 @@ KEEP is the last ratio; the others lie between, see `ThreeStages`: `pyramiddrop:
 import dataclasses
 from typing import ClassVar
 
-from vila_jax.budgets.decoder_method import Positions, ThreeStages
+from vila_jax.budgets.decoder_method import ThreeStages
+from vila_jax.budgets.method import Positions
 
 
 @dataclasses.dataclass(frozen=True)

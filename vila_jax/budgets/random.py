@@ -21,6 +21,7 @@ class Random(Selector):
     seed, the picture's salt and the geometry, but not on the batch.
 
     Options:
+      positions: see `Selector`.
       seed: pictures of the same salt and geometry keep the same tokens under the same seed; not negative.
     """
 

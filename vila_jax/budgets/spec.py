@@ -37,6 +37,7 @@ _PLACES: dict[Stage, str] = {
     "tokens": "between the vision tower and the decoder",
     "decoder": "inside the decoder",
 }
+_MERGED = "makes tokens of several patches, which have no position of their own"
 _NUMBER = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)%?")
 _COMBINE = re.compile(r"\+(?=[A-Za-z])")  # so that a method's name may end in a plus
 
@@ -94,7 +95,7 @@ class Step:
         """`rule`, of a step of the stage `tokens`; of one inside the tower, what keeps everything that it leaves."""
         rule = self.rule
         if isinstance(rule, TowerMethod):
-            return Survivors()
+            return Survivors(rule.positions)
         if not isinstance(rule, TokenMethod):
             raise TypeError(f"{self} works at the stage {rule.stage!r}, not on the tokens of a picture")
         return rule
@@ -153,6 +154,7 @@ class Budget:
                     fix=f"Write {other}+{one}.",
                 )
         self._check_tower()
+        self._check_positions()
 
     def _check_tower(self) -> None:
         picture, tower, tokens = self.step("picture"), self.step("tower"), self.step("tokens")
@@ -168,6 +170,24 @@ class Budget:
                 f"{tokens.method} scores or counts patches of which {tower.method} leaves only some",
                 where=f"budget {str(self)!r}",
                 fix=f"Give one of them. What {tower.method} leaves can be chosen from by: {', '.join(able)}.",
+            )
+
+    def _check_positions(self) -> None:
+        tower, tokens = self.step("tower"), self.step("tokens")
+        if tower is None or tokens is None:
+            return
+        reading, asked = tokens.token_method.positions == "original", tower.tower_method.positions == "original"
+        if reading and tower.tower_method.merges:
+            raise BudgetError(
+                f"{tokens.method} is asked for original positions, and {tower.method} {_MERGED}",
+                where=f"budget {str(self)!r}",
+                fix="Leave positions=original out.",
+            )
+        if asked and not reading:
+            raise BudgetError(
+                f"{tower.method} is asked for original positions, and {tokens.method} counts the tokens anew",
+                where=f"budget {str(self)!r}",
+                fix=f"Give positions=original to {tokens.method}.",
             )
 
     @classmethod
@@ -240,6 +260,9 @@ def _read_options(
     names = [field.name for field in dataclasses.fields(method)]  # type: ignore[arg-type]
     values: dict[str, OptionValue] = {}
     for name, value in given:
+        if name == "positions" and issubclass(method, TowerMethod | TokenMethod) and method.merges:
+            fix = "Leave it out, or use a method that keeps patches as they are, such as hired."
+            raise BudgetError(f"{method.name} {_MERGED}", where=f"option {name}", fix=fix)
         if name not in names:
             fix = f"{registry.suggest(name, names)}."
             raise BudgetError(f"unknown option {name!r} of budget method {method.name!r}", fix=fix)

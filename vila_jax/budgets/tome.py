@@ -42,6 +42,7 @@ class ToMe(TowerMethod):
     """
 
     name: ClassVar[str] = "tome"
+    merges: ClassVar[bool] = True
 
     r: int = 0
 

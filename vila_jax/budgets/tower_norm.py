@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vila_jax.budgets.method import TowerMethod, resolve_block
+from vila_jax.budgets.method import Positions, TowerMethod, resolve_block
 from vila_jax.budgets.select import keep_top
 from vila_jax.budgets.tower import even_schedule
 from vila_jax.errors import BudgetError
@@ -38,6 +38,7 @@ class TowerNorm(TowerMethod):
     """Layer-wise pruning by L2 norm.
 
     Options:
+      positions: see `vila_jax.budgets.method.Selector`.
       form: `static` or `threshold`, see above.
       threshold: with form=threshold, in means of the norms of the tile's remaining patches.
       adaptive: with form=threshold, take a quantile of the tile's norms in place of `threshold`.
@@ -46,6 +47,7 @@ class TowerNorm(TowerMethod):
 
     name: ClassVar[str] = "tower_norm"
 
+    positions: Positions = "renumbered"
     form: Literal["static", "threshold"] = "static"
     threshold: float = 0.9
     adaptive: bool = False

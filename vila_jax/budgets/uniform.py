@@ -21,7 +21,7 @@ from vila_jax.vision.geometry import TileGeometry
 
 @dataclasses.dataclass(frozen=True)
 class Uniform(Selector):
-    """Evenly spaced patches; no options."""
+    """Evenly spaced patches; for the option `positions` see `Selector`."""
 
     name: ClassVar[str] = "uniform"
 

@@ -47,6 +47,7 @@ class VisionZip(TokenMethod):
     """
 
     name: ClassVar[str] = "visionzip"
+    merges: ClassVar[bool] = True
 
     contextual: float = 10 / 64
     layer: int = -1

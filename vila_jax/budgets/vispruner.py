@@ -39,6 +39,7 @@ class VisPruner(TileSelector):
     """VisPruner.
 
     Options:
+      positions: see `Selector`.
       ratio: part of the tokens that are chosen by attention, in [0, 1].
       layer: block (0-based) whose attention scores the patches; -1 is the last one built, which feeds the projector.
     """

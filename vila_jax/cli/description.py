@@ -238,7 +238,8 @@ def memory_plans(checkpoint: Checkpoint, budgets: list[Budget | None], batch: in
             continue
         prompt = visual + TEXT_TOKENS
         facts: Facts = {"budget": budget_name(budget), "visual_tokens": visual, "prompt_tokens": prompt}
-        facts["fits_context"] = prompt + NEW_TOKENS <= config.context_length
+        positions = planner.visual_span(geometry, budget) + TEXT_TOKENS + NEW_TOKENS
+        facts["fits_context"] = positions <= config.context_length
         if facts["fits_context"]:
             step = None if budget is None else budget.step("decoder")
             length = prompt_bucket(prompt, config.context_length)

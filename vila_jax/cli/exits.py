@@ -5,7 +5,7 @@ The code of each `VilaError` is an attribute of its class; the other codes are g
 
 from vila_jax.errors import VilaError
 
-INTERNAL, USAGE, OUT_OF_MEMORY, INTERRUPTED, BROKEN_PIPE = 1, 2, 9, 130, 141
+INTERNAL, USAGE, OUT_OF_MEMORY, INTERRUPTED, BROKEN_PIPE, STOPPED = 1, 2, 9, 130, 141, 143
 
 EXIT_CODES = {
     0: "success",
@@ -22,6 +22,7 @@ EXIT_CODES = {
     11: "training that has diverged",
     INTERRUPTED: "interrupted (Ctrl-C)",
     BROKEN_PIPE: "the reader of the output went away",
+    STOPPED: "training was asked to stop (SIGTERM, SIGUSR1): the same command goes on from its checkpoint",
 }
 
 TRACEBACK_VARIABLE = "VILA_JAX_TRACEBACK"

@@ -1,6 +1,7 @@
 """The device mesh: always the same four axes, so that rules and modules can name them on any machine."""
 
 import math
+import re
 from collections.abc import Mapping
 
 import jax
@@ -10,6 +11,21 @@ from vila_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 """`data` replicates weights, `fsdp` shards weights and batch, `tensor` splits heads and widths, `sequence` tokens."""
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Reads `fsdp=8,tensor=4` for `make_mesh`.
+
+    Raises:
+      ConfigError: it is something else.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.strip().partition("=")
+        if not re.fullmatch(r"-1|[1-9]\d*", size) or name in sizes:
+            raise ConfigError(f"got {text!r}", where="mesh", fix="Write each axis once: fsdp=8,tensor=4.")
+        sizes[name] = int(size)
+    return sizes
 
 
 def make_mesh(axes: Mapping[str, int]) -> Mesh:

@@ -1,5 +1,6 @@
 """A model in memory as a checkpoint: of the files that it was loaded from, or of none."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -30,10 +31,11 @@ from vila_jax.nn.params import dotted
 
 def export(
     source: Checkpoint | NewModel,
-    state: nnx.State,
+    state: nnx.State | Mapping[str, Any],
     folder: epath.PathLike,
     *,
     to: str,
+    partial: bool = False,
     dtype: str | None = None,
     style: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -48,7 +50,8 @@ def export(
     Args:
       source: the checkpoint that `state` was loaded from, or the config and the files of a model that has none, which
         can only be written as `hf`.
-      state: of `vila_jax.nn.vlm.VLM`; every array readable from this process.
+      state: of `vila_jax.nn.vlm.VLM`, or its arrays by dotted path; every array readable from this process.
+      partial: whether weights may be missing in `state`, which then stay as the checkpoint has them.
 
     The other arguments and the errors are those of `vila_jax.hf.convert.convert`. Nothing is left behind by an export
     that fails.
@@ -58,13 +61,14 @@ def export(
         target, tensors = _of_new_model(source, state, to, dtype, style)
     else:
         target, held = target_of(source, to, dtype, style)
-        tensors = in_target(source, target, held | _of_state(source, state, held), dtype)
+        arrays = _arrays(state, source.config.vlm, partial=partial)
+        tensors = in_target(source, target, held | _of_arrays(source, arrays, held), dtype)
     with Staging(folder, None, overwrite=overwrite) as staging:
         return write_checkpoint(staging, target, tensors, max_shard_bytes=max_shard_bytes, on_tensor=on_tensor)
 
 
 def _of_new_model(
-    model: NewModel, state: nnx.State, to: str, dtype: str | None, style: str | None
+    model: NewModel, state: nnx.State | Mapping[str, Any], to: str, dtype: str | None, style: str | None
 ) -> tuple[Target, dict[str, OutTensor]]:
     if to != "hf":
         fix = "Export it as `hf`, then convert that."
@@ -77,38 +81,40 @@ def _of_new_model(
     return target, {name: tensor.as_dtype(dtype) for name, tensor in tensors.items()}
 
 
-def _arrays(state: nnx.State, config: VLMConfig) -> dict[str, Any]:
+def _arrays(state: nnx.State | Mapping[str, Any], config: VLMConfig, *, partial: bool = False) -> dict[str, Any]:
     """The arrays of a state by our path.
 
     Raises:
       CheckpointError: the state is of another model.
     """
-    arrays: dict[str, Any] = {dotted(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+    if isinstance(state, nnx.State):
+        state = {dotted(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+    arrays = dict(state)
     expected, found = weight_shapes(config), {path: tuple(array.shape) for path, array in arrays.items()}
-    wrong = [path for path in sorted(expected.keys() | found.keys()) if expected.get(path) != found.get(path)]
+    paths = found.keys() if partial else expected.keys() | found.keys()
+    wrong = [path for path in sorted(paths) if expected.get(path) != found.get(path)]
     if wrong:
         raise CheckpointError(f"weights do not fit the config: {name_list(wrong)}", where="state")
     return arrays
 
 
-def _of_state(checkpoint: Checkpoint, state: nnx.State, tensors: dict[str, OutTensor]) -> dict[str, OutTensor]:
-    """The tensors that the model holds, by their name in the source.
+def _of_arrays(checkpoint: Checkpoint, arrays: dict[str, Any], tensors: dict[str, OutTensor]) -> dict[str, OutTensor]:
+    """The tensors of these arrays, by their name in the source.
 
     Raises:
-      CheckpointError: the state is of another model.
       ConfigError: positions were resized at load, which no layout remembers.
     """
-    arrays = _arrays(state, checkpoint.config.vlm)
     sources = match_tensors(checkpoint, weight_shapes(checkpoint.config.vlm))
-    resized = [source.name for source in sources.values() if source.resize is not None]
+    resized = [sources[path].name for path in arrays if sources[path].resize is not None]
     if resized:
         raise ConfigError(
             f"{resized[0]} was resized for tiles of another size, and the files describe the old one",
             where=str(checkpoint.folder),
             fix="Export a model whose tower is loaded at its own size.",
         )
-    names = {path: source.name for path, source in sources.items()}
+    held = {sources[path].name: array for path, array in arrays.items()}
     head = names_by_path(checkpoint).get("decoder.head")
-    if head is not None and "decoder.head" not in arrays:  # a tied head that the files hold all the same
-        arrays["decoder.head"], names["decoder.head"] = arrays["decoder.embedding"], head
-    return {name: tensors[name].holding(arrays[path]) for path, name in names.items()}
+    tied = checkpoint.config.vlm.decoder.tie_embeddings
+    if head is not None and tied and "decoder.embedding" in arrays:  # a tied head that the files hold all the same
+        held[head] = arrays["decoder.embedding"]
+    return {name: tensors[name].holding(array) for name, array in held.items()}

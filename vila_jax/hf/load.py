@@ -81,12 +81,14 @@ def load_state(
     dtype: DTypeLike,
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
+    in_float32: Callable[[str], bool] | None = None,
     on_tensor: OnTensor | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Loads all weights of a checkpoint.
 
     Args:
       dtype: of the weights in memory, whatever they are stored in.
+      in_float32: says of a dotted path whether that weight is float32 all the same, as one that is trained.
       mesh: places the weights by `rules`; without it they go to the default device.
       on_tensor: called after each tensor, for progress.
 
@@ -106,7 +108,8 @@ def load_state(
         name = dotted(path)
         shape, source = leaf.get_value().shape, sources[name]
         sharding = None if mesh is None else sharding_for(axes[name], shape, mesh, rules)
-        array = _place(source, shape, np.dtype(dtype), sharding)
+        own_dtype = np.float32 if in_float32 is not None and in_float32(name) else dtype
+        array = _place(source, shape, np.dtype(own_dtype), sharding)
         # One transfer may overlap the next read; more would pile up host buffers.
         jax.block_until_ready(previous)
         previous = array

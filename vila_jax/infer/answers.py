@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from vila_jax.infer.layout import Counts
+from vila_jax.infer.counts import Counts
 from vila_jax.infer.run import Run
 from vila_jax.text.stop import StopStrings
 from vila_jax.text.stream import StreamDecoder

@@ -25,6 +25,7 @@ class Progress(NamedTuple):
       generated: number of tokens generated, that one included, `[B]`.
       limit: number of tokens asked for, `[B]`.
       done: rows that met an end token or their limit, or were stopped; they are carried along unchanged, `[B]`.
+      shift: how far the position of the next token lies behind `lengths`: 0, but for original positions, `[B]`.
       lost: with tokens dropped inside the decoder, how many entries fewer the layers behind each cut have, `[S, B]`.
       watched: with sparse attention, what it chooses among.
     """
@@ -35,6 +36,7 @@ class Progress(NamedTuple):
     generated: Int[Array, " B"]
     limit: Int[Array, " B"]
     done: Bool[Array, " B"]
+    shift: Int[Array, " B"]
     lost: Int[Array, "S B"] | None = None
     watched: Watched | None = None
 
@@ -90,7 +92,7 @@ def read_token(decoder: Decoder, progress: Progress, stages: Stages) -> tuple[Fl
             entries = entries - progress.lost[stage - 1]
         if stage > 0 and progress.watched is not None:
             focus = focus_on(progress.watched, entries, stages.room)
-        positions = entries if stages.renumbered else progress.lengths
+        positions = entries if stage > 0 and stages.renumbered else progress.lengths + progress.shift
         part = cache[layers.start : layers.stop]
         x, own = decoder.run(x, positions[:, None], layers, part, entries, focus=focus)
         written.extend(own or ())

@@ -27,6 +27,7 @@ class Engine:
       config: its description.
       dtype: of the computation and the cache.
       on_compile: called with the name of a program before it is compiled.
+      between_tiles: see `Planner`.
 
     Attributes:
       planner: lays out batches.
@@ -41,9 +42,10 @@ class Engine:
         *,
         dtype: str,
         on_compile: OnCompile | None = None,
+        between_tiles: int = 0,
     ):
         self.config = config
-        self.planner = Planner(config, dtype, config.pad_id or 0)
+        self.planner = Planner(config, dtype, config.pad_id or 0, between_tiles)
         self.phases = Phases(Programs(graphdef, state, on_compile), config.vlm.decoder, dtype)
 
     def generate(

@@ -9,11 +9,13 @@ from jaxtyping import Bool, Float, Int
 
 from vila_jax.budgets import Budget, Step, capacity, make_plan, stack_plans, tokens_of_tile, total_tokens
 from vila_jax.budgets.tower import TowerReduction, make_reduction
-from vila_jax.errors import BudgetError, ContextLengthError, PromptError
+from vila_jax.errors import BudgetError, PromptError
 from vila_jax.hf.config import ModelConfig
 from vila_jax.infer.buckets import count_bucket, tile_bucket
+from vila_jax.infer.counts import Counts, check_lengths
 from vila_jax.infer.decoder_plan import DecoderPlan, Kept, Schedule, SparseSchedule, plan_decoder
 from vila_jax.infer.pools import PoolTable
+from vila_jax.infer.positions import base_positions, pad_rows, places_in_picture
 from vila_jax.infer.prefill import Prompts
 from vila_jax.infer.vision import Pictures, Scales, Spec
 from vila_jax.text.slots import cache_bucket, expand, pad_batch, prompt_bucket
@@ -40,20 +42,6 @@ class Request:
     def images(self) -> list[ProcessedImage]:
         """All pictures, the frames of pooled videos among them."""
         return [i for own in self.media for i in (own.frames if isinstance(own, PooledVideo) else (own,))]
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """Tokens of one prompt: text, and visual tokens without and with the budget (an upper bound for budgets that may
-    leave slots unused). Videos count what is left of them after pooling."""
-
-    text: int
-    visual_full: int
-    visual_kept: int
-
-    @property
-    def prompt(self) -> int:
-        return self.text + self.visual_kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +89,11 @@ class Planner:
       config: the model.
       dtype: of the computation.
       pad_id: id at padding positions; any valid id will do.
+      between_tiles: tokens of text between tiles that are written as a picture each; counted in original positions.
     """
 
-    def __init__(self, config: ModelConfig, dtype: str, pad_id: int):
-        self.config, self.dtype, self.pad_id = config, dtype, pad_id
+    def __init__(self, config: ModelConfig, dtype: str, pad_id: int, between_tiles: int = 0):
+        self.config, self.dtype, self.pad_id, self.between_tiles = config, dtype, pad_id, between_tiles
         self.tokens_per_tile = config.vlm.tokens_per_tile if config.pictures is None else config.pictures.cells**2
         self.max_tiles, self.max_tower_tiles = config.max_tiles, config.max_tower_tiles
 
@@ -127,29 +116,44 @@ class Planner:
 
     def visual_count(self, geometry: TileGeometry, budget: Budget | None) -> int:
         """Visual tokens of a picture of this geometry that the decoder is given, known before any pixel is read."""
-        step = self._token_step(budget)
+        step = self.token_step(budget)
         if step is not None:
-            return total_tokens(step, geometry, self._tower_step(budget))
-        return sum(len(segment) for segment in self._segments(geometry, self._newline(budget, 0)))
+            return total_tokens(step, geometry, self.tower_step(budget))
+        return sum(len(segment) for segment in self.segment_tokens(geometry, self.newline_index(budget, 0)))
 
     def segments(self, geometry: TileGeometry, budget: Budget | None) -> int:
         """Placeholders that a picture has in a prompt: one, but for tiles that are written as a picture each."""
-        return len(self._segments(geometry, 0)) if self._token_step(budget) is None else 1
+        return len(self.segment_tokens(geometry, 0)) if self.token_step(budget) is None else 1
 
-    def _token_step(self, budget: Budget | None) -> Step | None:
+    def token_step(self, budget: Budget | None) -> Step | None:
         """The step that chooses tokens; where there is none behind a step inside the tower, that step itself."""
         budget = self.effective(budget)
         return None if budget is None else budget.step("tokens") or budget.step("tower")
 
     def selects(self, budget: Budget | None) -> bool:
         """Whether tokens are chosen, or merged, in front of the decoder."""
-        return self._token_step(budget) is not None
+        return self.token_step(budget) is not None
 
-    def _tower_step(self, budget: Budget | None) -> Step | None:
+    def keeps_positions(self, budget: Budget | None) -> bool:
+        """Whether the tokens that are left have the positions that they have without the budget."""
+        step = self.token_step(budget)
+        return step is not None and step.token_method.positions == "original"
+
+    def visual_span(self, geometry: TileGeometry, budget: Budget | None) -> int:
+        """Positions that a picture takes up: as many as `visual_count`, or with original ones all of its own."""
+        if self.keeps_positions(budget):
+            return self._places(geometry, budget)[1]
+        return self.visual_count(geometry, budget)
+
+    def _places(self, geometry: TileGeometry, budget: Budget | None) -> tuple[Int[np.ndarray, " M"], int]:
+        segments = self.segment_tokens(geometry, self.newline_index(budget, -1))
+        return places_in_picture(segments, geometry.num_tiles * self.tokens_per_tile, self.between_tiles)
+
+    def tower_step(self, budget: Budget | None) -> Step | None:
         budget = self.effective(budget)
         return None if budget is None else budget.step("tower")
 
-    def _newline(self, budget: Budget | None, newline: int) -> int | None:
+    def newline_index(self, budget: Budget | None, newline: int) -> int | None:
         """The index of the newline token, which no budget keeps."""
         budget = self.effective(budget)
         return newline if budget is None or budget.step("picture") is None else None
@@ -176,20 +180,28 @@ class Planner:
         geometries = [image.geometry for image in images]
         pools = self._pools(media, geometries, budget)
         sources = iter(self._sources(geometries, budget))
-        rows, counts = [], []
+        original = self.keeps_positions(budget)
+        rows, bases, counts = [], [], []
         for request in requests:
             own = [segment for medium in request.media for segment in _segments_of(medium, sources, pools)]
             rows.append(expand(request.token_ids, self.config.image_token_id, own))
             full = sum(self._full_count(medium) for medium in request.media)
-            kept = sum(len(source) for source in own)
-            counts.append(Counts(text=len(rows[-1][0]) - kept, visual_full=full, visual_kept=kept))
-        self._check_lengths(counts, new_tokens)
+            slots = [len(source) for source in own]
+            count = Counts(text=len(rows[-1][0]) - sum(slots), visual_full=full, visual_kept=sum(slots))
+            if original:
+                spans = [self.visual_span(image.geometry, budget) for image in request.images]
+                base, end = base_positions(request.token_ids, self.config.image_token_id, slots, spans)
+                bases.append(base)
+                count = dataclasses.replace(count, skipped=end - count.prompt)
+            counts.append(count)
+        check_lengths(counts, new_tokens, self.config.context_length)
         tiles = self.tiles(images, budget) if images else None
         if tiles is not None and pools is not None:
             tiles = dataclasses.replace(tiles, pools=pools.index(count_bucket(len(images))))
         limit, longest = self.config.context_length, max(count.prompt for count in counts)
         padded = pad_batch(rows, prompt_bucket(longest, limit), count_bucket(len(rows)), self.pad_id)
-        prompts = Prompts(padded.token_ids, padded.source, padded.lengths)
+        in_batch = pad_rows(bases, padded.token_ids.shape) if original and images else None
+        prompts = Prompts(padded.token_ids, padded.source, padded.lengths, in_batch)
         length = max(cache_bucket(longest + new_tokens, limit), padded.token_ids.shape[1])
         plan = self._decoder_plan(budget, prompts, counts, length, new_tokens)
         if plan is None:
@@ -227,17 +239,28 @@ class Planner:
         rows = count_bucket(len(images))
         pixels = tuple(self._padded([images[i].pixels for i in group]) for group in _by_size(geometries))
         scales = self._scales(images, rows)
-        step, tower = self._token_step(budget), self._tower_step(budget)
+        step, tower, most = self.token_step(budget), self.tower_step(budget), self._most_tiles(geometries)
+        spec = self.spec(budget, most)
         if step is None:
-            return Tiles(pixels, scales, None, Spec(self.config.vlm, self.dtype))
-        most = self._most_tiles(geometries)
+            return Tiles(pixels, scales, None, spec)
         salts = [zlib.crc32(image.pixels.tobytes()) for image in images]
         plans = [make_plan(step, own, most, salt, tower) for own, salt in zip(geometries, salts, strict=True)]
         first = self._first_tiles(geometries)
         tiles = _numbered(first, [geometry.num_tiles for geometry in geometries], (rows, most))
-        spec = Spec(self.config.vlm, self.dtype, step, self._slots(step, tower, geometries), self._reduction(tower))
         shown = None if tower is None else _shown(geometries, sum(map(len, pixels)))
-        return Tiles(pixels, scales, Pictures(tiles, stack_plans(plans, rows)), spec, shown=shown)
+        pictures = Pictures(tiles, stack_plans(plans, rows))
+        if self.keeps_positions(budget):
+            places = [self._places(geometry, budget)[0] for geometry in geometries]
+            pictures = pictures._replace(places=pad_rows(places, (rows, most * self.tokens_per_tile)))
+        return Tiles(pixels, scales, pictures, spec, shown=shown)
+
+    def spec(self, budget: Budget | None, most: int) -> Spec:
+        """The static part of a batch whose pictures have at most so many tiles."""
+        if (step := self.token_step(budget)) is None:
+            return Spec(self.config.vlm, self.dtype)
+        tower = self.tower_step(budget)
+        slots = capacity(step, most, self.tokens_per_tile, tower)
+        return Spec(self.config.vlm, self.dtype, step, slots, self._reduction(tower))
 
     def _reduction(self, tower: Step | None) -> TowerReduction | None:
         if tower is None:
@@ -291,10 +314,7 @@ class Planner:
             end += tile_bucket(counts, self._most(counts, self.max_tiles))
         return firsts, end
 
-    def _slots(self, step: Step, tower: Step | None, geometries: Sequence[TileGeometry]) -> int:
-        return capacity(step, self._most_tiles(geometries), self.tokens_per_tile, tower)
-
-    def _segments(self, geometry: TileGeometry, newline: int | None) -> list[Int[np.ndarray, " tokens"]]:
+    def segment_tokens(self, geometry: TileGeometry, newline: int | None) -> list[Int[np.ndarray, " tokens"]]:
         """Rows of a picture's own tiles in token order, one array per placeholder; None leaves newline tokens out."""
         if self.config.vlm.keep_class_token and self.config.vlm.vision.has_class_token:
             return [np.arange(self.tokens_per_tile, dtype=np.int32)]  # a single tile: checked with the config
@@ -306,17 +326,16 @@ class Planner:
         """For every placeholder of every picture, the rows of the batch's table of visual tokens that it points to."""
         if not geometries:
             return []
-        if (step := self._token_step(budget)) is not None:
-            tower = self._tower_step(budget)
-            slots = self._slots(step, tower, geometries)
-            totals = [total_tokens(step, geometry, tower) for geometry in geometries]
+        if (step := self.token_step(budget)) is not None:
+            slots = self.spec(budget, self._most_tiles(geometries)).slots
+            totals = [total_tokens(step, geometry, self.tower_step(budget)) for geometry in geometries]
             return [[i * slots + np.arange(total, dtype=np.int32)] for i, total in enumerate(totals)]
         newline = self._num_rows(geometries) * self.tokens_per_tile
         firsts = self._first_tiles(geometries) * self.tokens_per_tile
         return [
             [
                 np.where(segment == newline, newline, segment + first).astype(np.int32)
-                for segment in self._segments(geometry, self._newline(budget, newline))
+                for segment in self.segment_tokens(geometry, self.newline_index(budget, newline))
             ]
             for geometry, first in zip(geometries, firsts, strict=True)
         ]
@@ -334,7 +353,7 @@ class Planner:
         if not videos:
             return None
         budget = self.effective(budget)
-        if budget is not None and (budget.step("picture") or budget.step("tokens")):
+        if budget is not None and (budget.step("picture") or self.selects(budget)):
             raise BudgetError(
                 "a budget chooses among the patches of pictures, and this model pools those of a video",
                 where=f"budget {str(budget)!r}",
@@ -343,20 +362,6 @@ class Planner:
         assert self.config.video.tsp is not None
         first = self._num_rows(geometries) * self.tokens_per_tile + self.config.vlm.has_newline
         return PoolTable(self.config.video.tsp, videos[0].frames[0].geometry.side, first)
-
-    def _check_lengths(self, counts: list[Counts], new_tokens: int) -> None:
-        limit = self.config.context_length
-        for row, count in enumerate(counts):
-            where = "prompt" if len(counts) == 1 else f"prompt {row}"
-            if count.prompt == 0:
-                raise PromptError("it is empty", where=where, fix="Write something.")
-            if count.prompt + new_tokens > limit:
-                raise ContextLengthError(
-                    f"{count.text} text tokens + {count.visual_kept} visual tokens + {new_tokens} new tokens = "
-                    f"{count.prompt + new_tokens}, but the model's context is {limit}",
-                    where=where,
-                    fix="Shorten the prompt, ask for fewer new tokens, use fewer pictures, or a smaller budget.",
-                )
 
 
 def _segments_of(

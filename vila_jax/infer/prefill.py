@@ -25,11 +25,14 @@ class Prompts(NamedTuple):
       token_ids: ids, anything at visual slots, `[B, T]`.
       source: -1 for text, otherwise the row of the table of visual tokens, `[B, T]`.
       lengths: real tokens of every row, `[B]`.
+      base: with original positions, that of every text token, and at visual slots that at which the picture begins; see
+        `vila_jax.infer.positions`, `[B, T]`.
     """
 
     token_ids: Int[Any, "B T"]
     source: Int[Any, "B T"]
     lengths: Int[Any, " B"]
+    base: Int[Any, "B T"] | None = None
 
 
 def close_gaps(prompts: Prompts, valid: Bool[Array, " V"]) -> Prompts:
@@ -42,25 +45,34 @@ def close_gaps(prompts: Prompts, valid: Bool[Array, " V"]) -> Prompts:
         token_ids=jnp.take_along_axis(prompts.token_ids, order, axis=1),
         source=jnp.take_along_axis(prompts.source, order, axis=1),
         lengths=jnp.sum(used, axis=1, dtype=jnp.int32),
+        base=None if prompts.base is None else jnp.take_along_axis(prompts.base, order, axis=1),
     )
 
 
-def embed(model: VLM, prompts: Prompts, visual: VisualTokens | None) -> Tokens:
-    """Embeddings of text and visual tokens in one sequence.
+def rotary_positions(prompts: Prompts, visual: VisualTokens | None) -> Int[Array, "B T"]:
+    """Tokens numbered through, as if those that a budget takes away had never been, or their original positions.
 
-    Kept visual tokens are numbered through, as if the others had never been; padding repeats the last position.
+    Padding repeats the last position.
     """
+    index = jax.lax.broadcasted_iota(jnp.int32, prompts.token_ids.shape, 1)
+    capped = jnp.minimum(index, prompts.lengths[:, None] - 1)
+    if prompts.base is None or visual is None or visual.places is None:
+        return capped
+    place = jnp.where(prompts.source >= 0, visual.places[jnp.maximum(prompts.source, 0)], 0)
+    return jnp.take_along_axis(prompts.base + place, capped, axis=1)
+
+
+def embed(model: VLM, prompts: Prompts, visual: VisualTokens | None) -> Tokens:
+    """Embeddings of text and visual tokens in one sequence."""
     if visual is not None and visual.valid is not None:
         prompts = close_gaps(prompts, visual.valid)
-    positions = jax.lax.broadcasted_iota(jnp.int32, prompts.token_ids.shape, 1)
-    positions = jnp.minimum(positions, prompts.lengths[:, None] - 1)
     if visual is None:
         embedded = model.decoder.embed(prompts.token_ids)
     else:
         embedded = model.splice(prompts.token_ids, prompts.source, visual.table)
     real = jax.lax.broadcasted_iota(jnp.int32, prompts.source.shape, 1) < prompts.lengths[:, None]
     source = jnp.where(real, jnp.asarray(prompts.source), -1)
-    return Tokens(embedded, positions, source >= 0, source, prompts.lengths)
+    return Tokens(embedded, rotary_positions(prompts, visual), source >= 0, source, prompts.lengths)
 
 
 class Reading(NamedTuple):
@@ -138,6 +150,7 @@ def prefill(
         generated=none,
         limit=limit,
         done=limit <= 0,
+        shift=tokens.positions[:, -1] + 1 - tokens.lengths,  # padding repeats the last position
         lost=reading.lost,
         watched=reading.watched,
     )

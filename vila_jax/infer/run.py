@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from vila_jax.infer.layout import Counts, Layout
+from vila_jax.infer.counts import Counts
+from vila_jax.infer.layout import Layout
 from vila_jax.infer.phases import Phases
 from vila_jax.infer.sampler import Sampler, SamplingOptions
 

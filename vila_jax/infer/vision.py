@@ -82,10 +82,12 @@ class Pictures(NamedTuple):
     Attributes:
       tiles: the tiles (with scales, the blocks) of every picture, as rows of the batch's, `[I, P]`.
       plan: stacked plans.
+      places: with original positions (`vila_jax.infer.positions`), where every patch stands in its picture, `[I, M]`.
     """
 
     tiles: Int[Any, "I P"]
     plan: Plan
+    places: Int[Any, "I M"] | None = None
 
 
 class Encoded(NamedTuple):
@@ -100,10 +102,17 @@ class Encoded(NamedTuple):
 
 
 class VisualTokens(NamedTuple):
-    """The table of visual tokens that prompts point into, and with a budget which of its rows are used."""
+    """The table of visual tokens that prompts point into.
+
+    Attributes:
+      table: the tokens.
+      valid: with a budget, which rows are used.
+      places: with original positions, where each token stands in its picture.
+    """
 
     table: Float[Array, "V D"]
     valid: Bool[Array, " V"] | None
+    places: Int[Array, " V"] | None = None
 
 
 def encode_tiles(
@@ -127,24 +136,35 @@ def encode_tiles(
       reduction: makes the tokens fewer inside the tower.
     """
     model = nnx.merge(graphdef, state)
-    embeddings = model.vision_tower.embeddings
 
-    def encode(tiles: Float[Array, "r 3 h w"], shown: Bool[Array, "r N"] | None) -> Encoded:
-        if reduction is not None and shown is not None:
-            features, stand_in = model.encode_reduced(tiles.astype(dtype), reduction, shown)
-            return Encoded(features, {}, stand_in)
-        encoded = Encoded(*model.encode(tiles.astype(dtype), wanted))
-        side = tiles.shape[2] // embeddings.patch_size
-        return encoded if side == embeddings.side else _in_corner(encoded, side, embeddings.side)
+    def encode_some(tiles: Float[Array, "r 3 h w"], shown: Bool[Array, "r N"] | None) -> Encoded:
+        return encode(model, tiles.astype(dtype), shown, wanted=wanted, reduction=reduction)
 
     def encode_all(tiles: Float[Array, "r 3 h w"]) -> Encoded:
         if jax.default_backend() != "cpu":
-            return encode(tiles, shown)
+            return encode_some(tiles, shown)
         # One tile keeps a CPU busy; with five, up to half the time goes into fresh memory for their attention scores.
-        by_tile = jax.lax.map(lambda tile: encode(*jax.tree.map(lambda x: x[None], tile)), (tiles, shown))
+        by_tile = jax.lax.map(lambda tile: encode_some(*jax.tree.map(lambda x: x[None], tile)), (tiles, shown))
         return jax.tree.map(lambda x: x[:, 0], by_tile)
 
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *(encode_all(tiles) for tiles in pixels))
+
+
+def encode(
+    model: VLM,
+    tiles: Float[Array, "r 3 h w"],
+    shown: Bool[Array, "r N"] | None,
+    *,
+    wanted: tuple[str, ...],
+    reduction: TowerReduction | None,
+) -> Encoded:
+    """What the tower says of tiles of one size; for the arguments see `encode_tiles`."""
+    if reduction is not None and shown is not None:
+        features, stand_in = model.encode_reduced(tiles, reduction, shown)
+        return Encoded(features, {}, stand_in)
+    encoded, embeddings = Encoded(*model.encode(tiles, wanted)), model.vision_tower.embeddings
+    side = tiles.shape[2] // embeddings.patch_size
+    return encoded if side == embeddings.side else _in_corner(encoded, side, embeddings.side)
 
 
 def _in_corner(encoded: Encoded, side: int, whole: int) -> Encoded:
@@ -181,24 +201,47 @@ def visual_tokens(
     *,
     spec: Spec,
 ) -> VisualTokens:
-    """Selects and projects.
+    """Selects and projects; see `visual_table`."""
+    return visual_table(nnx.merge(graphdef, state), encoded, scales, pictures, pools, spec)
+
+
+def visual_table(
+    model: VLM,
+    encoded: Encoded,
+    scales: Scales | None,
+    pictures: Pictures | None,
+    pools: Int[Any, "P W"] | None,
+    spec: Spec | None,
+) -> VisualTokens:
+    """The table of visual tokens.
 
     All tokens:     tile after tile (block after block), `R x M` rows, then the newline (if the model has one), then
                     the pooled tokens of videos: means of the rows that `pools` names, -1 being none.
     With a budget:  picture after picture, `I x K` rows. Cells are chosen, or merged, before they are projected, each by
                     itself, so that for chosen ones the result is the same and only they are projected.
     """
-    model = nnx.merge(graphdef, state)
-    cells = model.merge(block_features(encoded, scales))
     if pictures is None:
-        visual = model.project(cells)
+        visual = model.project(model.merge(block_features(encoded, scales)))
         table = model.with_newline(visual.reshape(-1, visual.shape[-1]))
         if pools is not None:
             table = jnp.concatenate([table, mean_rows(table, pools).astype(table.dtype)])
         return VisualTokens(table, None)
+    assert spec is not None
+    cells, chosen = kept_cells(model, encoded, scales, pictures, spec)
+    visual = model.project(cells)
+    places = pictures.places
+    if places is not None:
+        places = jnp.take_along_axis(places, jnp.maximum(chosen.indices, 0), axis=1).reshape(-1)
+    return VisualTokens(visual.reshape(-1, visual.shape[-1]), chosen.valid.reshape(-1), places)
+
+
+def kept_cells(
+    model: VLM, encoded: Encoded, scales: Scales | None, pictures: Pictures, spec: Spec
+) -> tuple[Float[Array, "I K Dm"], Selection]:
+    """What the projector is given of every picture under a budget, and which tokens these are."""
+    cells = model.merge(block_features(encoded, scales))
     chosen = select(model, encoded, cells, scales, pictures, spec)
-    visual = model.project(_tokens(cells, encoded, chosen, scales, pictures, spec))
-    return VisualTokens(visual.reshape(-1, visual.shape[-1]), chosen.valid.reshape(-1))
+    return _tokens(cells, encoded, chosen, scales, pictures, spec), chosen
 
 
 def _tokens(

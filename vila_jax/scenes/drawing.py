@@ -31,6 +31,7 @@ _INK = np.array([15, 15, 25], np.float32)
 _SHAPE_SIZES = (18, 28)  # pixels, end exclusive
 _MOST_COLORS = 4  # among the shapes of a scene, which leaves two for what can be read and one for "no"
 _DIGIT_ADVANCE = 8
+_SINGLE, _CENTER = 48, PLACES[4]  # a picture of one cell, and what its only place is called
 
 
 @dataclasses.dataclass
@@ -78,18 +79,21 @@ def draw_scene(seed: int, *, split: Split = "train", difficulty: Difficulty = FU
     canvas = _background(rng, width, height)
     # A thing to read stands at a corner (or end) of the grid, so that no border between tiles cuts it.
     corners = [cell for cell in cells if cell[2] in _uncut(width, height)]
-    n_fine = min(int(rng.integers(difficulty.fine[0], difficulty.fine[1] + 1)), 2)
+    n_fine = min(int(rng.integers(difficulty.fine[0], difficulty.fine[1] + 1)), len(corners))
     fine_cells = [corners[i] for i in rng.permutation(len(corners))[:n_fine]]
     free = [cell for cell in cells if cell not in fine_cells]
     n_shapes = min(int(rng.integers(difficulty.shapes[0], difficulty.shapes[1] + 1)), len(free))
     objects = _draw_shapes(rng, canvas, [free[i] for i in rng.permutation(len(free))[:n_shapes]])
-    objects += _draw_fine(rng, canvas, fine_cells, split, taken={thing.color for thing in objects})
+    taken = {thing.color for thing in objects}
+    objects += _draw_fine(rng, canvas, fine_cells, split, taken, several=difficulty.several)
     image = np.clip(canvas.image, 0, 255).astype(np.uint8)
     return Scene(image, tuple(objects), ask(objects, rng), canvas.labels, canvas.kinds)
 
 
 def _grid(rng: np.random.Generator, difficulty: Difficulty) -> tuple[list[tuple[int, int, str]], int, int]:
     """Cells as `(x, y, place)`, and the picture's width and height."""
+    if difficulty.single:
+        return [(8, 8, _CENTER)], _SINGLE, _SINGLE
     u = rng.random()
     wide, tall = u < difficulty.oblong / 2, difficulty.oblong / 2 <= u < difficulty.oblong
     if wide:  # the one row of cells lies in the middle of the 48 pixels
@@ -101,6 +105,8 @@ def _grid(rng: np.random.Generator, difficulty: Difficulty) -> tuple[list[tuple[
 
 def _uncut(width: int, height: int) -> tuple[str, ...]:
     """Places whose cells lie inside one 48-pixel tile."""
+    if width == _SINGLE and height == _SINGLE:
+        return (_CENTER,)
     if width == height:
         return PLACES[0], PLACES[2], PLACES[6], PLACES[8]
     return (PLACES[3], PLACES[5]) if width > height else (PLACES[1], PLACES[7])
@@ -142,14 +148,20 @@ def _draw_shapes(rng: np.random.Generator, canvas: _Canvas, cells: list[tuple[in
 
 
 def _draw_fine(
-    rng: np.random.Generator, canvas: _Canvas, cells: list[tuple[int, int, str]], split: Split, taken: set[str]
+    rng: np.random.Generator,
+    canvas: _Canvas,
+    cells: list[tuple[int, int, str]],
+    split: Split,
+    taken: set[str],
+    *,
+    several: bool,
 ) -> list[SceneObject]:
-    """One thing to read in each cell, in colours that nothing else has; at most one plate and one sign."""
+    """One thing to read in each cell, in colours that nothing else has; at most one plate and one sign, or several."""
     free_colors = [color for color in CARD_COLORS if color not in taken]
     colors = [free_colors[i] for i in rng.permutation(len(free_colors))]
     kinds: list[str] = []
     for _ in cells:
-        left = [kind for kind in FINE_THINGS if kind == "card" or kind not in kinds]
+        left = [kind for kind in FINE_THINGS if several or kind == "card" or kind not in kinds]
         kinds.append(left[rng.integers(len(left))])
     things = []
     for cell, kind, color in zip(cells, kinds, colors[: len(cells)], strict=True):

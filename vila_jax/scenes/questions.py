@@ -24,9 +24,11 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "digits": ("Read the plate.", "What digits are on the plate?"),
     "digits_only": ("Read the digits.", "What digits do you see?"),
     "word": ("Read the word.", "Read the sign.", "What word is on the sign?"),
+    "digits_of": ("Read the {t}.", "What digits are on the {t}?"),
+    "word_of": ("Read the {t}.", "What word is on the {t}?"),
 }
 # Templates that ask in another way for what a kind of question is about.
-_KIND_OF = {"shape_at": "shape", "digits_only": "digits"}
+_KIND_OF = {"shape_at": "shape", "digits_only": "digits", "digits_of": "digits", "word_of": "word"}
 
 _TOKEN = re.compile(r"[a-z]+|[0-9]|[?.]")
 
@@ -145,8 +147,12 @@ def _readings(asker: _Asker, objects: Sequence[SceneObject]) -> Iterator[Questio
         yield asker("digit", card.content, t=f"{card.color} card")
     if len(cards) == 1:
         yield asker("digit", cards[0].content, t="card")
+    number = collections.Counter(thing.kind for thing in objects)
     for thing in objects:
-        if thing.kind == "plate":
+        if thing.kind in ("plate", "sign") and number[thing.kind] > 1:
+            asked = "digits_of" if thing.kind == "plate" else "word_of"
+            yield asker(asked, thing.content, t=f"{thing.color} {thing.kind}")
+        elif thing.kind == "plate":
             yield asker("digits", thing.content)
             if not cards:  # else "the digits" could mean those on a card too
                 yield asker("digits_only", thing.content)

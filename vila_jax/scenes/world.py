@@ -55,18 +55,24 @@ class Difficulty:
 
     Args:
       shapes: fewest and most coloured shapes, as far as there is room (9 cells in all, 3 in an oblong picture).
-      fine: fewest and most things to read (cards, plates, signs); at most 2.
+      fine: fewest and most things to read (cards, plates, signs), as far as there are corners (4, or 2 ends).
       oblong: fraction of pictures that are 96x48 or 48x96 pixels (half each) instead of 96x96.
+      several: whether there may be more than one plate or sign, which questions then tell apart by their colours.
+      single: whether the picture is one cell in 48x48 pixels, the size of a tile.
     """
 
     shapes: tuple[int, int] = (1, 4)
     fine: tuple[int, int] = (1, 2)
     oblong: float = 0.2
+    several: bool = False
+    single: bool = False
 
 
 EASY = Difficulty(shapes=(1, 2), fine=(0, 1), oblong=0.0)
 MEDIUM = Difficulty(shapes=(1, 3), fine=(1, 1), oblong=0.1)
 FULL = Difficulty()
+READING = Difficulty(shapes=(0, 2), fine=(2, 4), oblong=0.1, several=True)
+SINGLE = Difficulty(shapes=(1, 1), fine=(0, 1), single=True)
 
 
 @dataclasses.dataclass(frozen=True)

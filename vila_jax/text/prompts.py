@@ -70,6 +70,12 @@ class PromptForm:
         """Whether `<vila/video>` stands for all that a video becomes."""
         return False
 
+    @property
+    def between_segments(self) -> int:
+        """Tokens of text between two segments of one picture, `after_image` among them."""
+        one, two = (self.splice(self.encode(self.tokenizer.image_token, [n]), -1) for n in (1, 2))
+        return len(two) - len(one) - 1
+
     def render(
         self,
         messages: Any,

@@ -4,6 +4,7 @@ Built on the `tokenizers` library alone. `transformers.AutoTokenizer` gives the 
 through a module that imports torch wherever torch is installed; and its fast tokenizers are this library anyway.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,6 +122,12 @@ class Tokenizer:
             image_token_id=image_token_id,
             added_tokens=added_tokens,
         )
+
+    def without_chat_template(self) -> "Tokenizer":
+        """The same tokenizer, whose prompts are written by a conversation style."""
+        other = copy.copy(self)
+        other.chat_template = None
+        return other
 
     def _special_id(self, name: str) -> int | None:
         token = self.special_tokens.get(name)

@@ -48,7 +48,22 @@ def conversation(sample: Any, root: Path, where: str) -> Conversation:
     if not isinstance(sample, dict):
         raise BadSample("damaged record", f"expected an object, got {type(sample).__name__}", where)
     where = f"{where} id {sample['id']}" if "id" in sample else where
-    turns = sample.get("conversations")
+    names = sample.get("image") or []
+    names = [names] if isinstance(names, str) else names
+    messages = messages_of(sample.get("conversations"), len(names), where)
+    pictures = tuple(str(inside(root, str(name), where)) for name in names)
+    return Conversation(str(sample.get("id", where)), messages, pictures)
+
+
+def messages_of(turns: Any, pictures: int, where: str) -> tuple[dict[str, str], ...]:
+    """The messages of turns such as `{"from": "human", "value": "What is it?"}`.
+
+    Args:
+      pictures: how many are shown; the reference puts forgotten ones in front, and so does this.
+
+    Raises:
+      BadSample: nobody asks or answers, an unknown speaker, or another number of pictures than of marks.
+    """
     if not isinstance(turns, list) or not turns:
         raise BadSample("empty conversation", "there are no `conversations`", where)
     messages = tuple(_message(turn, where) for turn in turns)
@@ -56,16 +71,12 @@ def conversation(sample: Any, root: Path, where: str) -> Conversation:
         messages = messages[1:]
     if len(messages) < 2:
         raise BadSample("empty conversation", "nobody answers", where)
-    names = sample.get("image") or []
-    names = [names] if isinstance(names, str) else names
     marks = sum(message["content"].count(MARK) for message in messages)
-    if names and not marks:  # the reference puts a forgotten picture in front
-        messages = ({**messages[0], "content": MARK * len(names) + "\n" + messages[0]["content"]}, *messages[1:])
-        marks = len(names)
-    if marks != len(names):
-        raise BadSample("wrong number of pictures", f"{marks} marks, but {len(names)} pictures", where)
-    pictures = tuple(str(inside(root, str(name), where)) for name in names)
-    return Conversation(str(sample.get("id", where)), messages, pictures)
+    if pictures and not marks:
+        return ({**messages[0], "content": MARK * pictures + "\n" + messages[0]["content"]}, *messages[1:])
+    if marks != pictures:
+        raise BadSample("wrong number of pictures", f"{marks} marks, but {pictures} pictures", where)
+    return messages
 
 
 def _message(turn: Any, where: str) -> dict[str, str]:
