@@ -6,6 +6,7 @@ them. The same command goes on with a run that was interrupted. Exit code 143 sa
 
     python -m train prepare FORM SOURCE --out FOLDER      a published data set into shards
     python -m train plot RUN [RUN…]                       losses of runs in one picture
+    python -m train bench PRESET                          how fast steps are here
     python -m train scorer --out FOLDER                   a token scorer for a finished model
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from train import pages, prepare, scorer
+from train import bench, pages, prepare, scorer
 from train.metrics import plot
 from vila_jax.dist.mesh import parse_mesh
 from vila_jax.dist.start import start
@@ -24,7 +25,7 @@ from vila_jax.heap import keep_freed_memory
 
 console = Console(stderr=True, markup=False, highlight=False)
 
-COMMANDS = {"prepare": prepare.main, "plot": plot.main, "scorer": scorer.main}
+COMMANDS = {"bench": bench.main, "prepare": prepare.main, "plot": plot.main, "scorer": scorer.main}
 """What there is beside training by a page."""
 
 

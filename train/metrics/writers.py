@@ -82,7 +82,7 @@ class Wandb(Writer):
 
     def __init__(self, name: str, folder: Path, config: Mapping[str, Any], project: str = "vila-jax"):
         if importlib.util.find_spec("wandb") is None:
-            raise ConfigError("wandb is not installed", where="--wandb", fix="Run: pip install wandb")
+            raise ConfigError("wandb is not installed", where="--wandb", fix="Run: pip install 'vila-jax[wandb]'")
         import wandb
 
         options: dict[str, Any] = {"project": project, "name": name, "config": dict(config), "dir": str(folder)}
@@ -95,9 +95,6 @@ class Wandb(Writer):
 
     def write(self, row: Row) -> None:
         self._run.log(dict(row.values), step=row.step)
-
-    def note(self, step: int, text: str) -> None:
-        self._run.alert(title=f"step {step}", text=text)
 
     def close(self) -> None:
         self._run.finish()
