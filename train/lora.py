@@ -21,6 +21,7 @@ class Lora:
     """What is added.
 
     Attributes:
+      rank: width between the two matrices of an addition.
       groups: which parts of the model get additions.
       alpha: the additions are scaled by `alpha / rank`.
     """

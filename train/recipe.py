@@ -71,6 +71,7 @@ class Data:
 
     Attributes:
       mixture: see `train/data/mixture.py`; names are of prepared data sets, or of sources that need none.
+      style: conversation style of what is read, where it is not the model's: `plain` is a picture and its caption.
       seed: of the order.
       max_bad_share: the largest share of samples that may be left out as bad.
       threads: that read and lay out ahead, on each host.
@@ -78,6 +79,7 @@ class Data:
     """
 
     mixture: str
+    style: str | None = None
     seed: int = 0
     max_bad_share: float = 0.05
     threads: int = 8
@@ -91,6 +93,8 @@ class Optimizer:
     Attributes:
       rule: `adamw`; `muon` for the matrices of blocks and projector, with AdamW for all else; `adafactor`, which keeps
         least.
+      b1: how much of the moving average of the gradient a step of AdamW keeps; Muon keeps 0.95, Adafactor has none.
+      b2: how much of that of its squares a step of AdamW keeps, and at most one of Adafactor.
       weight_decay: of matrices; norms, biases and single embeddings are never decayed.
       clip: largest norm of the gradient over all groups; None for no limit.
       warmup: share of the steps in which the learning rates rise linearly to their peaks.
@@ -151,10 +155,11 @@ class Stage:
     Attributes:
       name: of the run, and of its folder below the folder of all runs, e.g. `vila_7b/align`.
       learning_rate: peak for every group that is trained (`train/weights.py` names them).
-      rows, data, optimizer, compute, safety: see there.
+      rows, data, optimizer, compute, safety: see `Rows`, `Data`, `Optimizer`, `Compute`, `Safety`.
       steps: None for one round of the mixture, whose number of rows is estimated beforehand.
       start: where the weights come from: the name of a finished run, a checkpoint folder, or a name on the Hub.
-      parts, new: instead of `start`.
+      parts: what the model is put together from, instead of `start`.
+      new: what the model is to be, with weights drawn anew, instead of `start`.
       lora: low-rank additions; what they are added to is then not trained.
       objective: what is minimised: the cross entropy of the answers, that of the patch labels of drawn scenes, or both.
       label_weight: of the patch labels beside the answers.

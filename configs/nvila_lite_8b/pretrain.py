@@ -1,0 +1,18 @@
+"""NVILA-Lite-8B, stage 2: projector and language model are trained on pictures and text.
+
+    python -m train configs/nvila_lite_8b/pretrain.py
+
+Source: VILA `scripts/NVILA-Lite/pretrain.sh`: as many GPUs as there are. The mixture has a name there, but what
+it is made of was not published.
+"""
+
+from train.recipe import Data, Rows, Stage
+
+STAGE = Stage(
+    name="nvila_lite_8b/pretrain",
+    start="nvila_lite_8b/tower",
+    learning_rate={"projector": 5e-5, "decoder": 5e-5},
+    # 1,024 samples of about 1,300 tokens (an estimate), three a row; the parts are for 64 devices
+    rows=Rows(rows=320, tokens=4096, tiles=33, parts=5),
+    data=Data("nvila-pretrain"),
+)
