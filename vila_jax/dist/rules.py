@@ -24,8 +24,8 @@ _DEFAULT = types.MappingProxyType(
         "vision_embed": "fsdp",
         "vision_heads": "tensor",
         "vision_mlp": "tensor",
-        "projector_in": "fsdp",
-        "projector_out": "tensor",
+        "projector_outer": "fsdp",
+        "projector_inner": "tensor",
         "norm": None,
     }
 )

@@ -22,10 +22,13 @@ class Projector(nnx.Module):
 
     def __init__(self, config: ProjectorConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.window, self.act = config.window, ACTIVATIONS[config.hidden_act]
-        axes, normed = ("projector_out", "projector_in"), config.widths[:-2] if config.norms else ()
+        normed = config.widths[:-2] if config.norms else ()
         self.norms = nnx.List([LayerNorm(width, _NORM_EPS, rngs=rngs, dtype=dtype) for width in normed])
         self.layers = nnx.List(
-            [Linear(i, o, axes, bias=config.bias, rngs=rngs, dtype=dtype) for i, o in itertools.pairwise(config.widths)]
+            [
+                Linear(i, o, _axes(layer), bias=config.bias, rngs=rngs, dtype=dtype)
+                for layer, (i, o) in enumerate(itertools.pairwise(config.widths))
+            ]
         )
 
     def merge(self, features: Float[Array, "R P Dv"]) -> Float[Array, "R M Dm"]:
@@ -51,6 +54,11 @@ class Projector(nnx.Module):
             x = self.act(x) if i else x
             x = layer(self.norms[i](x) if i < len(self.norms) else x)
         return x
+
+
+def _axes(layer: int) -> tuple[str, str]:
+    """Split in turns by output and by input, as the two layers of an MLP are: what is between them is split one way."""
+    return ("projector_inner", "projector_outer") if layer % 2 == 0 else ("projector_outer", "projector_inner")
 
 
 def pool_windows(scores: Float[Array, "R P"], window: int) -> Float[Array, "R M"]:

@@ -108,7 +108,9 @@ class Stacked(nnx.Module):
         start = layers.start
         for graphdef, run in itertools.groupby(self._graphdefs()[layers.start : layers.stop]):
             stop = start + len(list(run))
-            own = weights if stop - start == len(self) else jax.tree.map(operator.itemgetter(slice(start, stop)), weights)
+            own = (
+                weights if stop - start == len(self) else jax.tree.map(operator.itemgetter(slice(start, stop)), weights)
+            )
             body = functools.partial(_layer, graphdef, apply, execution)
             x, _ = jax.lax.scan(execution.wrap(body, in_scan=True), x, own)
             start = stop
@@ -165,6 +167,7 @@ def run_blocks(
       x: what the first of them reads.
       layers: which blocks, without gaps.
     """
+    x = execution.place(x)
     if isinstance(blocks, Stacked):
         return blocks.scan(apply, x, layers, execution)
     for layer in layers:
@@ -182,5 +185,5 @@ def run_block(
 ) -> tuple[States, Result]:
     """Runs one block by itself, which then may hand out more than its states."""
     with jax.named_scope(f"layer_{layer}"):
-        x, more = execution.wrap(functools.partial(apply, blocks[layer]))(x)
+        x, more = execution.wrap(functools.partial(apply, blocks[layer]))(execution.place(x))
     return execution.place(x), more

@@ -212,9 +212,7 @@ class VisionTower(nnx.Module):
             LayerNorm(config.hidden_size, config.norm_eps, rngs=rngs, dtype=dtype) if config.kind == "clip" else None
         )
         self.execution = Execution()
-        self.layers: Stacked | nnx.List[Block] = nnx.List(
-            [Block(config, rngs=rngs, dtype=dtype) for _ in range(depth)]
-        )
+        self.layers: Stacked | nnx.List[Block] = nnx.List([Block(config, rngs=rngs, dtype=dtype) for _ in range(depth)])
 
     def __call__(
         self, pixels: Float[Array, "R 3 h w"], wanted: Collection[str] = (), layers: Sequence[int] | None = None
