@@ -114,7 +114,7 @@ def table_of_row(model: VLM, encoded: Encoded, row: Batch, spec: Spec | None) ->
 
     def own(first: Int[Array, " I"], count: int) -> Int[Array, "I count"]:
         """So many tiles from each first one on; those behind a picture's own are never looked at."""
-        return jnp.minimum(first[:, None] + jnp.arange(count, dtype=jnp.int32), tiles - 1)
+        return jnp.minimum(first[:, None] + jnp.arange(count, dtype=jnp.int32)[None, :], tiles - 1)
 
     if "scale_index" in row:
         scales = Scales(own(row["first_tile"], tiles), row["scale_index"])
