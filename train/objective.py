@@ -19,7 +19,8 @@ from train.recipe import Stage
 from train.scenes.heads import label_sums
 from train.update import Objective
 from train.weights import HEADS, Flat, Structure, group_of
-from vila_jax.infer.vision import Encoded, Pictures, Scales, Spec, VisualTokens, encode, visual_table
+from vila_jax.budgets.learned import Learned
+from vila_jax.infer.vision import Encoded, Pictures, Scales, Spec, VisualTokens, encode, kept_cells, visual_table
 from vila_jax.nn.vlm import VLM
 
 Batch = dict[str, Any]
@@ -110,20 +111,34 @@ def table_of_row(model: VLM, encoded: Encoded, row: Batch, spec: Spec | None) ->
     """The table of visual tokens of a row."""
     tiles = encoded.features.shape[0]
     scales: Scales | None = None
-    pictures: Pictures | None = None
 
     def own(first: Int[Array, " I"], count: int) -> Int[Array, "I count"]:
         """So many tiles from each first one on; those behind a picture's own are never looked at."""
-        return jnp.minimum(first[:, None] + jnp.arange(count, dtype=jnp.int32), tiles - 1)
+        return jnp.minimum(first[:, None] + jnp.arange(count, dtype=jnp.int32)[None, :], tiles - 1)
 
     if "scale_index" in row:
         scales = Scales(own(row["first_tile"], tiles), row["scale_index"])
-    if spec is not None and spec.step is not None:
-        plan = plan_of(row)
-        images, most = plan.candidates.shape[:2]
-        blocks = jnp.arange(images * most, dtype=jnp.int32).reshape(images, most)
-        pictures = Pictures(own(row["first_tile"], most) if scales is None else blocks, plan)
-    return visual_table(model, encoded, scales, pictures, None, spec)
+    if spec is None or spec.step is None:
+        return visual_table(model, encoded, scales, None, None, spec)
+    plan = plan_of(row)
+    images, most = plan.candidates.shape[:2]
+    blocks = jnp.arange(images * most, dtype=jnp.int32).reshape(images, most)
+    pictures = Pictures(own(row["first_tile"], most) if scales is None else blocks, plan)
+    cells, valid = kept_cells(model, encoded, scales, pictures, spec)
+    visual = model.project(cells)
+    if spec.step.method == Learned.name:
+        visual = visual * gate(model, cells)[..., None].astype(visual.dtype)
+    return VisualTokens(visual.reshape(-1, visual.shape[-1]), valid.reshape(-1))
+
+
+def gate(model: VLM, cells: Float[Array, "I K Dm"]) -> Float[Array, "I K"]:
+    """Ones whose gradient is that of the sigmoid of the scorer's scores.
+
+    Which tokens are kept has no gradient, so a scorer that is trained learns as if every kept token were given its
+    sigmoid as a weight (a straight-through estimator, arXiv 1308.3432); the tokens themselves stay as they are.
+    """
+    soft = jax.nn.sigmoid(model.score(jax.lax.stop_gradient(cells)))
+    return 1.0 + (soft - jax.lax.stop_gradient(soft))
 
 
 def close_gaps(row: Batch, valid: Bool[Array, " V"]) -> Batch:

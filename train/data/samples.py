@@ -200,6 +200,8 @@ def make_layouts(
 
 
 def _reason(error: PromptError) -> str:
+    if "video placeholders" in error.what:  # records hold none, and so pooled videos are not trained on either
+        return "a video"
     if "placeholders" in error.what:
         return "wrong number of pictures"
     return "answers not found" if "melts" in error.what or "template" in error.what else "empty conversation"

@@ -211,17 +211,25 @@ def visual_table(
     With a budget:  picture after picture, `I x K` rows. Cells are chosen, or merged, before they are projected, each by
                     itself, so that for chosen ones the result is the same and only they are projected.
     """
-    cells = model.merge(block_features(encoded, scales))
     if pictures is None:
-        visual = model.project(cells)
+        visual = model.project(model.merge(block_features(encoded, scales)))
         table = model.with_newline(visual.reshape(-1, visual.shape[-1]))
         if pools is not None:
             table = jnp.concatenate([table, mean_rows(table, pools).astype(table.dtype)])
         return VisualTokens(table, None)
     assert spec is not None
+    cells, valid = kept_cells(model, encoded, scales, pictures, spec)
+    visual = model.project(cells)
+    return VisualTokens(visual.reshape(-1, visual.shape[-1]), valid.reshape(-1))
+
+
+def kept_cells(
+    model: VLM, encoded: Encoded, scales: Scales | None, pictures: Pictures, spec: Spec
+) -> tuple[Float[Array, "I K Dm"], Bool[Array, "I K"]]:
+    """What the projector is given of every picture under a budget, and which of its slots are used."""
+    cells = model.merge(block_features(encoded, scales))
     chosen = select(model, encoded, cells, scales, pictures, spec)
-    visual = model.project(_tokens(cells, encoded, chosen, scales, pictures, spec))
-    return VisualTokens(visual.reshape(-1, visual.shape[-1]), chosen.valid.reshape(-1))
+    return _tokens(cells, encoded, chosen, scales, pictures, spec), chosen.valid
 
 
 def _tokens(

@@ -1,5 +1,6 @@
 """Prompt forms of the golden checkpoints, for the tests of this folder."""
 
+import io
 import json
 
 import tokenizers
@@ -28,3 +29,10 @@ def golden_forms(golden):
         "bytelevel_bpe": prompt_form(vila_tokenizer(qwen), "nvila"),
         "llama_3": prompt_form(llama_3, "nvila"),
     }
+
+
+def png(image):
+    """The bytes of a picture file."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

@@ -63,6 +63,7 @@ def test_faults_are_skipped_and_counted(layout):
         "nothing to learn": [conversation(1, 1, "What is this? " * 60)],
         "too many tiles": [conversation(1, 5)],
         "damaged record": [b"\x01"],
+        "a video": [conversation(1, 0, "<vila/video> What?")],
     }
     planted = list(itertools.chain(*faults.values()))
     mixed = [x for pair in itertools.zip_longest(good, planted) for x in pair if x is not None]
