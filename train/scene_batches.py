@@ -19,7 +19,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from train.config import Stage
-from vila_jax.scenes import KINDS, Question, Scene, draw_scene, patch_labels, presence
+from train.scenes.conversations import choose_questions
+from vila_jax.scenes import Question, Scene, draw_scene, patch_labels, presence
 from vila_jax.vision.preprocess import Preprocessor, ProcessedImage
 
 IGNORED = -100
@@ -84,17 +85,6 @@ def thin(order: np.ndarray, content: np.ndarray, shown: tuple[float, float], rng
     count = max(1, int(len(order) * rng.uniform(*shown)))
     score = rng.gumbel(size=len(order)) + 2.0 * content[order]
     return order[np.sort(np.argsort(-score)[:count])]
-
-
-def choose_questions(scene: Scene, count: int, rng: np.random.Generator) -> list[Question]:
-    """Draws questions so that every kind that the scene allows is asked about equally often."""
-    by_kind = [[q for q in scene.questions if q.kind == kind] for kind in KINDS]
-    by_kind = [[qs[i] for i in rng.permutation(len(qs))] for qs in by_kind if qs]
-    depth = max(len(qs) for qs in by_kind)
-    rounds = [qs[level] for level in range(depth) for qs in by_kind if level < len(qs)]
-    first = len(by_kind)  # one question of every kind comes before the second of any
-    head = [rounds[i] for i in rng.permutation(first)]
-    return (head + rounds[first:])[:count]
 
 
 def question_row(questions: list[Question], source: np.ndarray, form: SceneFormat, length: int) -> Batch:

@@ -22,7 +22,7 @@ from PIL import Image
 from rich.console import Console
 
 from train.distil import Recipe, compare, fit
-from train.scene_batches import choose_questions
+from train.scenes.conversations import choose_questions
 from train.teacher import Lesson, ask, lesson
 from vila_jax import assets
 from vila_jax.errors import ConfigError

@@ -1,7 +1,8 @@
 """What a token scorer is to learn: how much the answers of a model attend to every visual token of a picture.
 
-All questions about a picture are one row, in which they share what comes before them, as in `train/scene_batches.py`.
-The queries, marked `^`, are the places from which the tokens of the answers are predicted:
+All questions about a picture are one row of segments. A question sees what comes before all of them (segment 0) and
+itself, and its positions begin behind that, so that it is answered as if it stood alone. The queries, marked `^`, are
+the places from which the tokens of the answers are predicted:
 
     token      <s> USER : v0 v1 .. v191 | what color ? ASSISTANT : red | is there .. ASSISTANT : yes | pad
     segment     0   0   0  0  0 ..  0   |  1    1    1     1     1  1  |  2   2   ..     2     2  2  | -1
@@ -20,11 +21,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 from PIL import Image
 
-from train.scene_batches import PAD_SEGMENT
 from vila_jax.infer.vision import Scales, block_features, encode_tiles
 from vila_jax.model import Model
 from vila_jax.nn.decoder import Decoder, DecoderBlock
 from vila_jax.nn.rope import apply_rope, rotary_angles
+
+PAD_SEGMENT = -1
 
 _ROW_STEP, _QUERY_STEP = 64, 16  # rows and queries are padded to multiples, so that few programs are compiled
 

@@ -15,7 +15,6 @@ STAGE = Stage(
     rows=Rows(rows=8, tokens=768, tiles=15),
     data=Data("scenes:captions=0.4+scenes:documents=0.3+scenes:fewshot=0.3"),
     steps=500,
-    budgets=("full", "random:0.4"),
     optimizer=Optimizer("muon", b2=0.98, weight_decay=0.01, clip=1.0, warmup=0.06, last=0.1),
     compute=Compute(dtype="float32", remat="none", scan=False),
     export="float32",

@@ -12,7 +12,7 @@ from tests.hf.vila import all_tensors
 from tests.nano import export_narrow
 from train.__main__ import main
 from train.distil import compare
-from train.scene_batches import choose_questions
+from train.scenes.conversations import choose_questions
 from train.teacher import lesson
 from vila_jax import assets
 from vila_jax.errors import BudgetError

@@ -28,7 +28,8 @@ def caption(rng: np.random.Generator, record_id: str) -> Caption:
 def document(rng: np.random.Generator, record_id: str) -> Document:
     """Two to four pictures, each before a sentence about it; sentences about none stand in between."""
     count = int(rng.integers(2, 5))
-    scenes = [large(rng) if rng.random() < 1 / count else Shot.draw(rng, "single") for _ in range(count)]
+    one_large = int(rng.integers(2 * count))  # in half of the documents, one of the pictures
+    scenes = [large(rng) if i == one_large else Shot.draw(rng, "single") for i in range(count)]
     sentences: list[str] = []
     matched: list[int] = []
     if rng.random() < 0.5:

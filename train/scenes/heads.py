@@ -53,7 +53,7 @@ def label_sums(
 
 def _scores(weights: Flat, name: str, x: Float[Array, "*batch D"]) -> Float[Array, "*batch L"]:
     matrix, bias = (weights[f"{HEADS}.{name}.{part}"].astype(jnp.float32) for part in ("weight", "bias"))
-    return x.astype(jnp.float32) @ matrix.T + bias
+    return x.astype(jnp.float32) @ matrix.T + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
 
 
 def _balanced(scores: Float[Array, "B R N L"], labels: Int[Array, "B R N"]) -> Float[Array, ""]:
