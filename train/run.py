@@ -225,14 +225,16 @@ def _loop(
             state, metrics = opened.programs[budget](state, begun.frozen, opened.put(batch))
             if written := trace.after(step, metrics):
                 meter.note(step, written)
+            stops = stopping.asked(step)
+            saves = stops or checkpoints.due(step) or step == opened.steps
             try:
                 meter.step(step, metrics, count(batch), waited)
+                if saves:
+                    meter.flush()
             except TrainingDiverged:
                 checkpoints.save(step, state, batches.get_state())
                 raise
-            stops = stopping.asked(step)
-            if stops or checkpoints.due(step) or step == opened.steps:
-                meter.flush()
+            if saves:
                 checkpoints.save(step, state, batches.get_state(), meter.latest)
                 meter.interrupted()
             if stops:
