@@ -57,7 +57,8 @@ def train(argv: list[str]) -> int:
     start(args.coordinator, args.processes, args.process)
     import jax
 
-    from train.run import Place, train as run
+    from train.run import Place
+    from train.run import train as run
 
     mesh = parse_mesh(args.mesh) if args.mesh else {"fsdp": -1} if jax.device_count() > 1 else None
     place = Place(args.runs, args.data, mesh, args.log_every, args.memory_gib, args.profile, args.wandb)

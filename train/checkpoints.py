@@ -117,7 +117,7 @@ class Checkpoints:
         written = ocp.save_checkpointables_async(target, items, overwrite=True)
         self._frozen = self._behind.submit(self._finish, written, target)
 
-    def frozen(self, like: Mapping[str, jax.ShapeDtypeStruct]) -> Flat | None:
+    def frozen(self, like: Mapping[str, Any]) -> Flat | None:
         """The weights that are not trained, as the checkpoints need them.
 
         None if there is no checkpoint, or if they are damaged, which is told: they are then to be taken from where the

@@ -75,7 +75,7 @@ def cross_entropy(
     hidden = jnp.pad(hidden, ((0, 0), (0, missing), (0, 0)))
     targets = jnp.pad(targets, ((0, 0), (0, missing)), constant_values=IGNORED)
 
-    def add(sums: Sums, part: tuple[Array, Array]) -> tuple[Sums, None]:
+    def add(sums: Sums, part: tuple[Array, ...]) -> tuple[Sums, None]:
         return Sums(*map(jnp.add, sums, one(*part))), None
 
     zero = Sums(jnp.float32(0), jnp.int32(0), jnp.int32(0))

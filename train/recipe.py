@@ -74,7 +74,6 @@ class Data:
 
     Attributes:
       mixture: see `train/data/mixture.py`; names are of prepared data sets, or of sources that need none.
-      style: conversation style of what is read, where it is not the model's: `plain` is a picture and its caption.
       seed: of the order.
       max_bad_share: the largest share of samples that may be left out as bad.
       threads: that read and lay out ahead, on each host.
@@ -82,7 +81,6 @@ class Data:
     """
 
     mixture: str
-    style: str | None = None
     seed: int = 0
     max_bad_share: float = 0.05
     threads: int = 8
@@ -163,7 +161,7 @@ class Stage:
       start: where the weights come from: the name of a finished run, a checkpoint folder, or a name on the Hub.
       parts: what the model is put together from, instead of `start`.
       new: what the model is to be, with weights drawn anew, instead of `start`.
-      style: name of the conversation style in which the data is written (`plain` …); None for the model's own.
+      style: conversation style of what is read, where it is not the model's: `plain` is a picture and its caption.
       lora: low-rank additions; what they are added to is then not trained.
       objective: what is minimised: the cross entropy of the answers, that of the patch labels of drawn scenes, or both.
       label_weight: of the patch labels beside the answers.

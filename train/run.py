@@ -1,10 +1,10 @@
 """One run: a stage from its page to its exported model, by one road from one CPU to a pod.
 
-    open       weights, tokenizer, preprocessing, structure, budgets           train/start.py, train/weights.py
-    plan       what a device has to hold; refused where it cannot              train/memory.py
-    begin      the state, new or of the newest checkpoint                      train/checkpoints.py
-    loop       batch, step, meter, checkpoint, to the end or a signal          train/data, train/compile.py
-    finish     the exported model, which the next stage starts from
+open       weights, tokenizer, preprocessing, structure, budgets           train/start.py, train/weights.py
+plan       what a device has to hold; refused where it cannot              train/memory.py
+begin      the state, new or of the newest checkpoint                      train/checkpoints.py
+loop       batch, step, meter, checkpoint, to the end or a signal          train/data, train/compile.py
+finish     the exported model, which the next stage starts from
 """
 
 import contextlib
@@ -68,7 +68,7 @@ class Place:
     """
 
     runs: Path
-    data: Path | None = None
+    data: Path = Path("data")
     mesh: Mapping[str, int] | None = None
     log_every: int = 10
     memory_gib: float | None = None

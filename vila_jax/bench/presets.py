@@ -64,9 +64,9 @@ _CLIP_336 = _clip(1024, 4096, 24, 16, 336)
 _LLAMA_7B = ("llama", 4096, 11008, 32, 32)
 _LLAMA_13B = ("llama", 5120, 13824, 40, 40)
 _LLAMA3_8B = ("llama", 4096, 14336, 32, 32, 128_256)
-_LLAMA3 = {"num_key_value_heads": 8, "rope_theta": 5e5, "max_position_embeddings": 8192}
+_LLAMA3: dict[str, Any] = {"num_key_value_heads": 8, "rope_theta": 5e5, "max_position_embeddings": 8192}
 _QWEN2_7B = ("qwen2", 3584, 18944, 28, 28, 152_064)
-_QWEN2 = {"num_key_value_heads": 4, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "max_position_embeddings": 32768}
+_QWEN2: dict[str, Any] = {"num_key_value_heads": 4, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "max_position_embeddings": 32768}
 _ANY_RES = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
