@@ -147,7 +147,7 @@ def check_memory(plan: MemoryPlan, limit: int | None) -> None:
     }
     of_batch = "`compute.remat='full'`, fewer `rows.rows`, or more `rows.parts`"
     raise ConfigError(
-        f"a device needs {plan.total / GIB:.1f} GiB and has {limit / GIB:.1f}, most of it for: {largest}\n{plan.table()}",
+        f"a device needs {plan.total / GIB:.1f} GiB and has {limit / GIB:.1f}, mostly for: {largest}\n{plan.table()}",
         where="memory",
         fix=f"Try {advice.get(largest, of_batch)}.",
     )
@@ -197,9 +197,7 @@ def _tower(config: VLMConfig, batch: Mapping[str, Any], placement: Placement | N
     return _Block(config.vision_depth, own, vision.num_positions, vision.hidden_size, heads, products, inner, 1)
 
 
-def _logits(
-    config: VLMConfig, compute: Compute, batch: Mapping[str, Any], placement: Placement | None
-) -> int:
+def _logits(config: VLMConfig, compute: Compute, batch: Mapping[str, Any], placement: Placement | None) -> int:
     """Scores of a chunk, their logarithms and their gradient, in float32; and the states that all chunks read."""
     _, rows, tokens = batch["token_ids"].shape
     shares = 1 if placement is None else placement.token_shares
