@@ -1,28 +1,38 @@
 """A stage compiled ahead of time, for a mesh that need not be there: does it compile, and what does it need?
 
-    python -m train.lower configs/vila_7b/sft.py --model llava-1.5-7b/ --devices 64 --mesh fsdp=16,tensor=4
+    python -m train.lower configs/vila_7b/sft.py --model config.json --devices 64 --mesh fsdp=16,tensor=4
 
 No weight is made: the model is abstract, and the devices are the host's, by number. So the program is XLA's for CPUs,
 whose temporary memory is an upper bound of a kind: products in bfloat16 are done in float32 there.
 """
 
+import argparse
 import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from train import lora
 from train.compile import abstract_state, make_step, with_shardings
-from train.memory import MemoryPlan, plan_memory
+from train.memory import GIB, MemoryPlan, check_memory, plan_memory
 from train.objective import answer_sums
+from train.optim import make_optimizer
+from train.pages import load
 from train.recipe import Stage
 from train.sharding import Placement, executions
 from train.update import Rules
 from train.weights import Flat, Structure, split
+from vila_jax.dist import make_mesh, parse_axes
+from vila_jax.errors import VilaError
+from vila_jax.hf.config import parse_config
 from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.params import abstract
 from vila_jax.nn.vlm import VLM
@@ -41,7 +51,7 @@ class Ahead:
     plan: MemoryPlan
 
 
-def lower_stage(stage: Stage, config: VLMConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> Ahead:
+def lower_stage(stage: Stage, config: VLMConfig, mesh: Mesh) -> Ahead:
     """Lowers the step of a stage that answers are learned in.
 
     Args:
@@ -54,6 +64,7 @@ def lower_stage(stage: Stage, config: VLMConfig, optimizer: optax.GradientTransf
     placement = Placement.of(structure, weights, mesh)
     trained, frozen = split(weights, stage.learning_rate, () if stage.lora is None else stage.lora.groups)
     trained, frozen = _in_dtype(trained, "float32"), _in_dtype(frozen, compute.dtype)
+    optimizer = make_optimizer(stage.optimizer, stage.learning_rate, stage.steps or 1000)
     rules = Rules(stage.safety.spike, stage.average)
 
     def objective(trained: Flat, frozen: Flat, part: Any) -> Any:
@@ -93,3 +104,36 @@ def _abstract_model(config: VLMConfig, additions: lora.Lora | None) -> VLM:
 
 def _in_dtype(weights: Flat, dtype: str) -> Flat:
     return {name: jax.ShapeDtypeStruct(value.shape, jnp.dtype(dtype)) for name, value in weights.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """See `python -m train.lower --help`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.lower", description=(__doc__ or "").split("\n", maxsplit=1)[0]
+    )
+    parser.add_argument("config", help="page of a recipe; `--KEY VALUE` changes it, as for `python -m train`")
+    parser.add_argument("--model", required=True, type=Path, help="config.json of a model of that anatomy")
+    parser.add_argument("--devices", type=int, default=64)
+    parser.add_argument("--mesh", default="fsdp=-1", help="sizes of its axes: data, fsdp, tensor, sequence")
+    parser.add_argument("--memory-gib", type=float, help="of a device; more is refused")
+    args, words = parser.parse_known_args(arguments)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", args.devices)
+    stage = load(args.config, words)
+    mesh = make_mesh(parse_axes(args.mesh))
+    ahead = lower_stage(stage, parse_config(json.loads(args.model.read_text())).vlm, mesh)
+    print(f"{stage.name} on {args.devices} devices, {args.mesh}; for each device:\n{ahead.plan.table()}", flush=True)
+    check_memory(ahead.plan, None if args.memory_gib is None else int(args.memory_gib * GIB))
+    begin = time.perf_counter()
+    found = ahead.lowered.compile().memory_analysis()
+    print(f"compiled in {time.perf_counter() - begin:.0f} s")
+    print(f"{'arguments':<34}{found.argument_size_in_bytes / GIB:10.3f} GiB")
+    print(f"{'temporary (CPU)':<34}{found.temp_size_in_bytes / GIB:10.3f} GiB")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except VilaError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

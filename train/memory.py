@@ -147,7 +147,7 @@ def check_memory(plan: MemoryPlan, limit: int | None) -> None:
     }
     of_batch = "`compute.remat='full'`, fewer `rows.rows`, or more `rows.parts`"
     raise ConfigError(
-        f"a device needs {plan.total / GIB:.1f} GiB and has {limit / GIB:.1f}, most of it for: {largest}\n{plan.table()}",
+        f"a device needs {plan.total / GIB:.1f} GiB and has {limit / GIB:.1f}, mostly for: {largest}\n{plan.table()}",
         where="memory",
         fix=f"Try {advice.get(largest, of_batch)}.",
     )

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from vila_jax.dist.mesh import make_mesh
+from vila_jax.dist.mesh import make_mesh, parse_axes
 from vila_jax.dist.rules import ShardingRules, sharding_for
 from vila_jax.errors import ConfigError
 from vila_jax.nn.config import DecoderConfig, ProjectorConfig, VisionConfig, VLMConfig
@@ -44,6 +44,14 @@ def test_mesh_has_all_axes(axes, shape):
 def test_impossible_mesh(axes, message):
     with pytest.raises(ConfigError, match=message):
         make_mesh(axes)
+
+
+def test_axes_of_a_command_line():
+    assert parse_axes("fsdp=4,tensor=2") == {"fsdp": 4, "tensor": 2} and parse_axes("data=-1") == {"data": -1}
+    assert parse_axes("") == {}
+    for text in ("fsdp", "fsdp=two", "fsdp=2,fsdp=4"):
+        with pytest.raises(ConfigError, match="AXIS=SIZE"):
+            parse_axes(text)
 
 
 @pytest.mark.parametrize(

@@ -54,3 +54,18 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
             fix=f"The product of the sizes has to be {devices}; one of them may be -1.",
         )
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def parse_axes(text: str) -> dict[str, int]:
+    """`fsdp=4,tensor=2` -> sizes for `make_mesh`.
+
+    Raises:
+      ConfigError: anything else.
+    """
+    sizes: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        name, _, size = part.partition("=")
+        if not size.removeprefix("-").isdigit() or name in sizes:
+            raise ConfigError(f"got {part!r} in {text!r}", where="mesh", fix="Write AXIS=SIZE, with commas between.")
+        sizes[name] = int(size)
+    return sizes

@@ -70,8 +70,9 @@ class Execution:
 class Stacked(nnx.Module):
     """Blocks of equal weights as one block, whose weights have an axis of layers in front.
 
-    It stands in the place of a list of blocks. Indexing gives a block of its own, which copies its weights; `run_blocks`
-    does not. Blocks may differ in what is no weight, such as their windows: those between two changes are run by a scan.
+    It stands in the place of a list of blocks. Indexing gives a block of its own, which copies its weights;
+    `run_blocks` does not. Blocks may differ in what is no weight, such as their windows: those between two changes are
+    run by one scan.
 
     Raises:
       ConfigError: blocks whose weights differ in name or shape, as some kinds of pruning leave them.
