@@ -9,8 +9,10 @@ from train.scenes.source import Shot, show
 from vila_jax.scenes import Scene, SceneObject
 from vila_jax.scenes.world import PLACES
 
-WORDS = ("there", "and", "shows", "with", "says", "that", "this", "first", "second", "third", "last", "here", "are")
-WORDS += ("picture", "pictures", "describe")
+WORDS: tuple[str, ...] = (
+    *("there", "and", "shows", "with", "says", "that", "this", "first", "second", "third", "last", "here", "are"),
+    *("picture", "pictures", "describe"),
+)
 """What the sentences need beyond the words of the questions."""
 
 ORDINALS = ("first", "second", "third")  # the fourth is always the last
