@@ -9,7 +9,7 @@ from train.scenes.source import Shot, show
 from vila_jax.scenes import Scene, SceneObject
 from vila_jax.scenes.world import PLACES
 
-WORDS = (
+WORDS: tuple[str, ...] = (
     *("there", "and", "shows", "with", "says", "that", "this", "first", "second", "third", "last", "here", "are"),
     *("picture", "pictures", "describe"),
 )
