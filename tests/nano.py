@@ -59,4 +59,5 @@ def export_random(new: New, folder: pathlib.Path) -> pathlib.Path:
     model, rng = NewModel(new.config, new.files), np.random.default_rng(0)
     shapes = nnx.state(nnx.eval_shape(lambda: VLM(model.vlm, rngs=nnx.Rngs(0))))
     state = jax.tree.map(lambda x: jnp.asarray((x.ndim == 1) + 0.2 * rng.standard_normal(x.shape, np.float32)), shapes)
-    return export_model(model, state, folder, to="hf", dtype="bfloat16", overwrite=True).folder
+    export_model(model, state, folder, to="hf", dtype="bfloat16", overwrite=True)
+    return folder
