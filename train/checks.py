@@ -86,8 +86,8 @@ def check(stage: Stage) -> None:
         )
     _check_origin(stage)
     parse_mixture(stage.data.mixture)
-    if stage.style is not None:
-        get_vila_style(stage.style, where="style")
+    if stage.data.style is not None:
+        get_vila_style(stage.data.style, where="data.style")
     _check_budgets(stage)
     _check_lora(stage)
 

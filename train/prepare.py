@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -15,6 +16,7 @@ from rich.table import Table
 from train.data.readers import READERS
 from train.data.records import BadSample, Record
 from train.data.store import SHARD_BYTES, Report, write_shards
+from vila_jax.errors import ConfigError
 
 console = Console(stderr=True, markup=False, highlight=False)
 
@@ -29,15 +31,33 @@ def main(argv: list[str]) -> None:
     parser.add_argument("form", choices=READERS, help="the form in which it is published")
     parser.add_argument("source", type=Path, help="its file, or the folder of its shards")
     parser.add_argument("--images", type=Path, help="folder of the pictures, where it is not beside the files")
+    parser.add_argument("--pick", type=int, metavar="N", help="take only N samples, evenly spread over the source")
     parser.add_argument("--out", type=Path, required=True, help="new folder of the shards")
     parser.add_argument("--shard-mib", type=int, default=SHARD_BYTES // 2**20, help="size at which a shard ends")
     args = parser.parse_args(argv)
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
-        records = _watched(READERS[args.form](args.source, args.images), progress)
+        records = READERS[args.form](args.source, args.images)
+        if args.pick is not None:
+            total = sum(1 for _ in READERS[args.form](args.source, args.images))
+            records = picked(records, total, args.pick)
+        records = _watched(records, progress)
         report = write_shards(records, args.out, source=str(args.source), shard_bytes=args.shard_mib * 2**20)
     console.print(_table(report))
     console.print(f"written to {args.out}", soft_wrap=True)
+
+
+def picked(samples: Iterator[Record | BadSample], total: int, count: int) -> Iterator[Record | BadSample]:
+    """`count` of `total` samples, as VILA takes its million of FLAN: at the whole parts of even steps from the first
+    to the last.
+
+    Raises:
+      ConfigError: there are not so many.
+    """
+    if not 0 < count <= total:
+        raise ConfigError(f"got {count} of {total:,} samples", where="--pick", fix=f"Use 1 to {total:,}.")
+    chosen = set(np.linspace(0, total - 1, count, dtype=int).tolist())
+    return (sample for index, sample in enumerate(samples) if index in chosen)
 
 
 def _watched(records: Iterator[Record | BadSample], progress: Progress) -> Iterator[Record | BadSample]:

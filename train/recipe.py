@@ -22,7 +22,7 @@ class Parts:
       layout: whose anatomy it gets: `vila` (1.5), `nvila`, or `llava` (1.5).
       projector: its name there (`mlp2x_gelu`, `mlp_downsample`, `mlp_downsample_3x3_fix` …).
       style: name of the conversation style that the model speaks from now on, where the decoder's own chat template
-        is not used; see `Stage.style` for that of one stage alone.
+        is not used; see `Data.style` for that of one stage alone.
       pictures: how they are prepared, as VILA's `image_aspect_ratio` (`resize`, `pad`, `dynamic` …).
     """
 
@@ -74,6 +74,7 @@ class Data:
 
     Attributes:
       mixture: see `train/data/mixture.py`; names are of prepared data sets, or of sources that need none.
+      style: conversation style of what is read, where it is not the model's: `plain` is a picture and its caption.
       seed: of the order.
       max_bad_share: the largest share of samples that may be left out as bad.
       threads: that read and lay out ahead, on each host.
@@ -81,6 +82,7 @@ class Data:
     """
 
     mixture: str
+    style: str | None = None
     seed: int = 0
     max_bad_share: float = 0.05
     threads: int = 8
@@ -161,7 +163,6 @@ class Stage:
       start: where the weights come from: the name of a finished run, a checkpoint folder, or a name on the Hub.
       parts: what the model is put together from, instead of `start`.
       new: what the model is to be, with weights drawn anew, instead of `start`.
-      style: conversation style of what is read, where it is not the model's: `plain` is a picture and its caption.
       lora: low-rank additions; what they are added to is then not trained.
       objective: what is minimised: the cross entropy of the answers, that of the patch labels of drawn scenes, or both.
       label_weight: of the patch labels beside the answers.
@@ -180,7 +181,6 @@ class Stage:
     start: str | None = None
     parts: Parts | None = None
     new: New | None = None
-    style: str | None = None
     lora: Lora | None = None
     objective: Literal["answers", "labels", "answers+labels"] = "answers"
     label_weight: float = 0.1

@@ -50,7 +50,7 @@ FIXED = {
     "data.seed": "the position in the data is one of this order",
     "budgets": "every budget has its own position in the data",
     "seed": "everything drawn so far was drawn from it",
-    "style": "the samples would be written in another way",
+    "data.style": "the samples would be written in another way",
     "objective": "it would be trained for something else",
     "label_weight": "it would be trained for something else",
     "time_std": "it would be trained for something else",

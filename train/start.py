@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 
 from train import lora as lora_lib
 from train.lora import Lora
+from train.losses import SoftTargets
 from train.recipe import New, Parts, Stage
 from train.runs import START, hint, locate_start
 from train.weights import GROUPS, LORA, Flat, Structure, is_trained
@@ -43,6 +44,7 @@ from vila_jax.nn.params import Axes, abstract
 from vila_jax.nn.vlm import VLM
 from vila_jax.text.prompts import PromptForm
 from vila_jax.text.styles import Style
+from vila_jax.text.tokenizer import Tokenizer
 from vila_jax.vision.preprocess import Preprocessor
 from vila_jax.vision.vila import VilaPreprocessor
 
@@ -118,6 +120,26 @@ class Origin:
         structure, weights = Structure.of(model)
         added = {name: value for name, value in weights.items() if self.is_trained(name)}
         return weights | {name: self._placed(value, structure.axes[name]) for name, value in added.items()}
+
+    def soft_targets(self, std: float | None) -> SoftTargets | None:
+        """Soft targets among the time tokens of the tokenizer, `<t0>`, `<t1>` …; None without `std`.
+
+        Args:
+          std: width of the Gaussian, in steps from one token to the next; VILA's is 1.
+
+        Raises:
+          ConfigError: the tokenizer has none, or the model has no embeddings for them.
+        """
+        if std is None:
+            return None
+        tokens = _time_tokens(self.checkpoint, self.form.tokenizer)
+        rows = self.vlm.decoder.vocab_size
+        if not tokens or max(tokens) >= rows:
+            what = "has no time tokens" if not tokens else f"has {tokens[-1]} for a time, of {rows} embeddings"
+            raise ConfigError(
+                f"the tokenizer {what}", where="time_std", fix="Leave it out, or start from a model with time tokens."
+            )
+        return SoftTargets(tokens, std)
 
     def export(self, weights: Flat, folder: Path, *, dtype: str | None = None) -> Written | None:
         """Writes the model in the layout of its checkpoint, low-rank additions merged; an older export is replaced.
@@ -198,13 +220,13 @@ def open_origin(stage: Stage, runs: Path, *, mesh: Mesh | None = None, dtype: DT
     checkpoint, new = _opened(stage, runs)
     trained = tuple(stage.learning_rate)
     form = make_form(checkpoint)
-    if stage.style is not None and checkpoint.config.era is None:  # LLaVA's own template would speak before a style
+    if stage.data.style is not None and checkpoint.config.era is None:  # its own template would go before
         form = dataclasses.replace(form, tokenizer=form.tokenizer.without_chat_template())
     origin = Origin(
         checkpoint=checkpoint,
         new=new,
         form=form,
-        style=make_style(checkpoint, form.tokenizer, checkpoint.name, stage.style),
+        style=make_style(checkpoint, form.tokenizer, checkpoint.name, stage.data.style),
         preprocessor=make_preprocessor(checkpoint),
         trained=trained,
         lora=stage.lora,
@@ -232,6 +254,20 @@ def _opened(stage: Stage, runs: Path) -> tuple[Checkpoint, NewModel | None]:
     except HubError as error:
         what = f"neither a finished run, nor a folder; as a name on the Hub: {error.what}"
         raise HubError(what, where=f"start = {stage.start!r}", fix=hint(stage.start, runs)) from error
+
+
+def _time_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids of the tokens of times, in their order: those that the config names, or those that the tokenizer has."""
+    named = checkpoint.raw_config.get("time_token_ids")
+    if isinstance(named, list) and named:
+        return tuple(int(token) for token in named)
+    pattern = checkpoint.raw_config.get("time_token_format") or "<t{t}>"
+    found: list[int] = []
+    while True:
+        ids = tokenizer.encode(pattern.replace("{t}", str(len(found))), add_special_tokens=False)
+        if len(ids) != 1 or ids[0] not in tokenizer.added_ids:
+            return tuple(found)
+        found.append(ids[0])
 
 
 def _new(new: New, folder: Path) -> tuple[Checkpoint, NewModel]:

@@ -21,6 +21,5 @@ STAGE = Stage(
     # 256 samples: a picture of 576 tokens and a caption are about 600 tokens, three a row
     rows=Rows(rows=88, tokens=2048, tiles=3),
     # 558 k captions of LAION, CC and SBU
-    data=Data("llava_558k"),
-    style="plain",
+    data=Data("llava_558k", style="plain"),
 )

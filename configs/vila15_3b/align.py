@@ -23,6 +23,5 @@ STAGE = Stage(
     # 256 samples: a picture of 196 tokens and a caption are about 216 tokens, 18 a row; rounded up to 8 devices
     rows=Rows(rows=16, tokens=4096, tiles=18),
     # LLaVA-CC3M, 595 k captions
-    data=Data("llava_1_5_mm_align"),
-    style="plain",
+    data=Data("llava_1_5_mm_align", style="plain"),
 )

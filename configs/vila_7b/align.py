@@ -24,6 +24,5 @@ STAGE = Stage(
     # 256 samples: a picture of 576 tokens and a caption are about 600 tokens, three a row
     rows=Rows(rows=88, tokens=2048, tiles=3),
     # LLaVA-CC3M, 595 k captions
-    data=Data("llava_1_5_mm_align"),
-    style="plain",
+    data=Data("llava_1_5_mm_align", style="plain"),
 )

@@ -80,7 +80,7 @@ def test_stages_follow_one_another(recipe):
     parts = first.parts
     assert (parts.decoder.split("/")[1], parts.tower.split("/")[1], parts.projector, parts.pictures) == BASES[recipe]
     assert parts.layout == ("llava" if recipe == "llava15_7b" else "nvila" if recipe == "nvila_lite_8b" else "vila")
-    is_plain = [stage.style == "plain" for stage in stages]
+    is_plain = [stage.data.style == "plain" for stage in stages]
     assert is_plain == [recipe != "nvila_lite_8b", *[False] * len(later)]
 
 

@@ -163,7 +163,7 @@ def test_a_stored_stage_that_is_cut_off():
 
 
 def test_what_is_shown():
-    stage = changed("--rows.rows 64 --learning-rate.decoder 1e-5 --lora.rank 8 --style plain", STAGE)
+    stage = changed("--rows.rows 64 --learning-rate.decoder 1e-5 --lora.rank 8 --data.style plain", STAGE)
     lines = [line.split() for line in printed(show(stage, STAGE)).splitlines()]
     assert lines[0] == ["a/b"]
     assert ["rows", "64", "page:", "32"] in lines and ["tokens", "4,096"] in lines
@@ -240,7 +240,7 @@ def test_pages_that_cannot_be_run(tmp_path):
         ),
         ("--start none --parts.decoder d --parts.tower t --parts.layout vila --parts.projector mlp", "projector 'mlp'"),
         ("--data.mixture x+", "is not a data set of a mixture"),
-        ("--style vicuna", "style: unknown conversation style 'vicuna'"),
+        ("--data.style vicuna", "data.style: unknown conversation style 'vicuna'"),
         ("--data.max-bad-share 2", "data.max_bad_share: got 2.0. It has to be from 0 to 1"),
         ("--steps 0", "steps: got 0"),
         ("--optimizer.b2 1", "optimizer.b2: got 1.0"),

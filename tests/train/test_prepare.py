@@ -6,6 +6,7 @@ import json
 from PIL import Image
 
 from train.__main__ import main
+from train.data.records import decode
 from train.data.store import INDEX, read_shards
 
 
@@ -37,3 +38,14 @@ def test_errors_say_what_to_do(tmp_path, capsys):
     assert main(["prepare", "llava", str(source), "--out", str(tmp_path / "set")]) == 0
     assert main(["prepare", "llava", str(source), "--out", str(tmp_path / "set")]) == 3
     assert "already" in capsys.readouterr().err
+
+
+def test_samples_are_picked_evenly(tmp_path, capsys):
+    lines = [json.dumps({"inputs": f"q{i}", "targets": "a"}) for i in range(11)]
+    (tmp_path / "flan.jsonl").write_text("\n".join(lines))
+    asked = ["prepare", "vflan", str(tmp_path / "flan.jsonl"), "--out", str(tmp_path / "set"), "--pick"]
+    assert main([*asked, "12"]) == 3
+    assert "Use 1 to 11" in capsys.readouterr().err
+    assert main([*asked, "4"]) == 0
+    records = [decode(data) for data in read_shards(tmp_path / "set")]
+    assert [record.messages[0]["content"] for record in records] == ["q0", "q3", "q6", "q10"]

@@ -153,7 +153,7 @@ def test_a_new_model(tmp_path):
     (export.parent / "finished.json").write_text("{}")
     following = open_origin(stage(start="nano/tower"), tmp_path)
     assert following.form.render([{"role": "user", "content": "hi"}], following.style) == "USER: hi ASSISTANT:"
-    plain = open_origin(stage(start="nano/tower", style="plain"), tmp_path)
+    plain = open_origin(stage(start="nano/tower", data=Data("a", style="plain")), tmp_path)
     said = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "a ring"}]
     assert plain.form.render(said, plain.style, add_generation_prompt=False) == "<image>a ring\n"
 
@@ -203,11 +203,32 @@ def test_stacks_are_written_layer_by_layer(tmp_path):
 
 
 def test_a_style_of_the_stage(tmp_path):
-    origin = open_origin(stage(start=str(CHECKPOINTS / VILA15), style="plain"), tmp_path)
+    origin = open_origin(stage(start=str(CHECKPOINTS / VILA15), data=Data("a", style="plain")), tmp_path)
     said = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "a cat"}]
     assert origin.form.render(said, origin.style, add_generation_prompt=False) == "<image>a cat\n"
     with pytest.raises(ConfigError, match="unknown conversation style"):
-        open_origin(stage(start=str(CHECKPOINTS / VILA15), style="plane"), tmp_path)
+        open_origin(stage(start=str(CHECKPOINTS / VILA15), data=Data("a", style="plane")), tmp_path)
+
+
+def test_soft_targets_are_among_the_time_tokens(tmp_path):
+    folder = copied(LITE, tmp_path)
+    origin = open_origin(stage(start=str(folder)), tmp_path)
+    assert origin.soft_targets(None) is None
+    with pytest.raises(ConfigError, match="has no time tokens"):
+        origin.soft_targets(1.0)
+    backend = json.loads((folder / "llm" / "tokenizer.json").read_text())
+    spare = max(token["id"] for token in backend["added_tokens"]) + 1
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    backend["added_tokens"] += [{"id": spare + t, "content": f"<t{t}>", **flags} for t in range(3)]
+    (folder / "llm" / "tokenizer.json").write_text(json.dumps(backend))
+    origin = open_origin(stage(start=str(folder)), tmp_path)
+    targets = origin.soft_targets(2.0)
+    assert tuple(targets.tokens) == (spare, spare + 1, spare + 2) and targets.std == 2.0
+    edit_json(folder / "config.json", time_token_ids=[7, 5])
+    assert tuple(open_origin(stage(start=str(folder)), tmp_path).soft_targets(1.0).tokens) == (7, 5)
+    edit_json(folder / "config.json", time_token_ids=[7, 5_000])
+    with pytest.raises(ConfigError, match=r"of .* embeddings"):
+        open_origin(stage(start=str(folder)), tmp_path).soft_targets(1.0)
 
 
 def test_what_is_wrong_is_found_before_anything_is_trained(tmp_path):

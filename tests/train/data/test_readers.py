@@ -1,5 +1,6 @@
 """Published forms are read whole, and what is wrong in them is named; shards give back what was put in."""
 
+import base64
 import io
 import json
 import tarfile
@@ -222,3 +223,35 @@ def test_shards_and_their_index(tmp_path):
 def test_a_sample_that_is_no_object(tmp_path):
     with pytest.raises(BadSample, match="expected an object"):
         conversation(3, tmp_path, "here")
+
+
+def test_instructions_of_vflan(tmp_path):
+    encoded = base64.b64encode(picture()).decode()
+    (tmp_path / "b.jpg").write_bytes(picture(9))
+    dialog = "Image Descriptions: a street\nQuestion: How many?\nAnswer: two\nQuestion: Of what\ncolor?\n"
+    samples = [
+        {"question": "<image>\nWhat <image>is it?\n<image>", "answer:": "A bus. ", "image:": [encoded, "b.jpg"]},
+        {"inputs": "Translate: <image>oui ", "targets": "yes"},
+        {"question": dialog, "answer": "red", "image": encoded},
+        {"question": "Which?", "answer": "this", "image": [encoded] * 9},
+        {"question": dialog + "\nAnswer: 3", "answer": "red", "image": encoded},
+        {"question": "Which?", "answer": "this", "image": "not base64!"},
+        {"question": "Which?", "answer": "this", "image": "../out.jpg"},
+        {"question": "Which?"},
+    ]
+    lines = [json.dumps(sample) for sample in samples]
+    (tmp_path / "part-0.jsonl").write_text("\n".join(lines[:2]) + "\n{oh\n")
+    (tmp_path / "part-1.jsonl").write_text("\n".join(lines[2:]))
+    good, bad = split(READERS["vflan"](tmp_path))
+    both, text, turned = good
+    assert both.messages[0]["content"] == "<image>\n<image>\nWhat is it?" and both.messages[1]["content"] == "A bus."
+    assert both.pictures == (picture(), str((tmp_path / "b.jpg").resolve()))
+    assert [m["content"] for m in text.messages] == ["Translate: oui", "yes"] and text.pictures == ()
+    said = ["<image>\nHow many?", "two", "Of whatcolor?", "red"]  # the reference takes the line breaks out of the last
+    assert [m["content"] for m in turned.messages] == said and turned.pictures == (picture(),)
+    reasons = ["picture outside the folder", "wrong number of pictures"]
+    assert bad == ["corrupt picture", "damaged record", "damaged record", "damaged record", *reasons]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "part-0.pkl").write_bytes(b"")
+    with pytest.raises(ConfigError, match="pickles are not read"):
+        list(READERS["vflan"](tmp_path / "old"))
