@@ -114,12 +114,17 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True)
 class Begun:
-    """A run at the step that it goes on behind."""
+    """A run at the step that it goes on behind.
+
+    Attributes:
+      damaged: steps whose checkpoints were passed over, as they could not be read.
+    """
 
     state: TrainState
     frozen: Flat
     batches: Batches
     done: int
+    damaged: tuple[int, ...] = ()
 
 
 def train(stage: Stage, place: Place) -> int:
@@ -127,6 +132,7 @@ def train(stage: Stage, place: Place) -> int:
 
     Raises:
       VilaError: page, data, checkpoint or machine do not fit; before anything is trained.
+      DataError: too many samples are bad.
       TrainingDiverged: too many steps in a row could not be taken; what is there is saved.
     """
     folder = place.runs / stage.name
@@ -135,10 +141,10 @@ def train(stage: Stage, place: Place) -> int:
         return 0
     opened = open_stage(stage, place)
     page = pages.to_json(opened.stage)
-    _write(folder / CONFIG, page)
     console.print(pages.show(opened.stage, stage))
     with Checkpoints(folder / CHECKPOINTS, stage.safety, page=json.loads(page), seed=stage.seed) as checkpoints:
         begun = _begin(opened, checkpoints)
+        _write(folder / CONFIG, page)
         with Stopping() as stopping:
             state, step = _loop(opened, place, checkpoints, stopping, begun)
             checkpoints.wait()
@@ -207,7 +213,7 @@ def _begin(opened: Opened, checkpoints: Checkpoints) -> Begun:
     if kept is None:
         _, kept = opened.load()
         checkpoints.keep_frozen(kept)
-    return Begun(restored.state, kept, batches, restored.step)
+    return Begun(restored.state, kept, batches, restored.step, restored.damaged)
 
 
 def _loop(
@@ -217,28 +223,28 @@ def _loop(
     state, step, batches = begun.state, begun.done, begun.batches
     trace = _trace(place, opened.stage)
     with contextlib.closing(batches), contextlib.closing(trace), _meter(opened, place, begun) as meter:
-        while step < opened.steps:
-            asked = time.perf_counter()
-            budget, batch = next(batches)
-            waited, step = time.perf_counter() - asked, step + 1
-            trace.before(step)
-            state, metrics = opened.programs[budget](state, begun.frozen, opened.put(batch))
-            if written := trace.after(step, metrics):
-                meter.note(step, written)
-            stops = stopping.asked(step)
-            saves = stops or checkpoints.due(step) or step == opened.steps
-            try:
+        for damaged in begun.damaged:
+            meter.note(step, f"the checkpoint of step {damaged} was damaged; gone on from that of step {step}")
+        try:
+            while step < opened.steps:
+                asked = time.perf_counter()
+                budget, batch = next(batches)
+                waited, step = time.perf_counter() - asked, step + 1
+                trace.before(step)
+                state, metrics = opened.programs[budget](state, begun.frozen, opened.put(batch))
+                if written := trace.after(step, metrics):
+                    meter.note(step, written)
+                stops = stopping.asked(step)
                 meter.step(step, metrics, count(batch), waited)
-                if saves:
+                if stops or checkpoints.due(step) or step == opened.steps:
                     meter.flush()
-            except TrainingDiverged:
-                checkpoints.save(step, state, batches.get_state())
-                raise
-            if saves:
-                checkpoints.save(step, state, batches.get_state(), meter.latest)
-                meter.interrupted()
-            if stops:
-                break
+                    checkpoints.save(step, state, batches.get_state(), meter.latest)
+                    meter.interrupted()
+                if stops:
+                    break
+        except TrainingDiverged:
+            checkpoints.save(step, state, batches.get_state())
+            raise
     return state, step
 
 
