@@ -6,6 +6,8 @@ them. The same command goes on with a run that was interrupted. Exit code 143 sa
 
     python -m train prepare FORM SOURCE --out FOLDER      a published data set into shards
     python -m train plot RUN [RUN…]                       losses of runs in one picture
+    python -m train lower CONFIG --model MODEL            a stage compiled for a mesh that need not be there
+    python -m train bench PRESET                          tokens per second and MFU of a step on this machine
     python -m train bench PRESET                          how fast steps are here
     python -m train scorer --out FOLDER                   a token scorer for a finished model
 """
@@ -18,7 +20,7 @@ from rich.console import Console
 
 from train import bench, pages, prepare, scorer
 from train.metrics import plot
-from vila_jax.dist.mesh import parse_mesh
+from vila_jax.dist.mesh import parse_axes
 from vila_jax.dist.start import start
 from vila_jax.errors import VilaError
 from vila_jax.heap import keep_freed_memory
@@ -60,7 +62,7 @@ def train(argv: list[str]) -> int:
     from train.run import Place
     from train.run import train as run
 
-    mesh = parse_mesh(args.mesh) if args.mesh else {"fsdp": -1} if jax.device_count() > 1 else None
+    mesh = parse_axes(args.mesh) if args.mesh else {"fsdp": -1} if jax.device_count() > 1 else None
     place = Place(args.runs, args.data, mesh, args.log_every, args.memory_gib, args.profile, args.wandb)
     for stage in stages:
         if code := run(stage, place):
