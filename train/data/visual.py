@@ -57,6 +57,7 @@ class Visual:
         if budget is None:
             return
         check_budget(budget, self.planner.config.vlm)
+        self.planner.spec(budget, self.planner.max_tiles)  # refuses more tokens than any picture has
         if (step := budget.step("decoder")) is not None:
             raise BudgetError(
                 f"{step.method} shortens whole prompts inside the decoder, and a packed row holds several samples, "
