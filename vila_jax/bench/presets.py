@@ -3,8 +3,8 @@
 A preset is the `config.json` of a published checkpoint, reduced to what decides shapes. Sources: the configs on the Hub
 of llava-hf/llava-1.5-7b-hf and -13b-hf, llava-hf/llava-v1.6-vicuna-7b-hf, Efficient-Large-Model/VILA-7b and -13b,
 VILA1.5-3b, Llama-3-VILA1.5-8B, NVILA-8B and NVILA-Lite-8B; `nvila-1.5b` is put together with Qwen2-1.5B's widths.
-`mid-0.3b` and `tiny` are ours: the first is large enough to show on a CPU what holds for large models, the second is for
-tests.
+`mid-0.3b` and `tiny` are ours: the first is large enough to show on a CPU what holds for large models, the second is
+for tests.
 """
 
 import copy

@@ -216,6 +216,7 @@ class Decoder(nnx.Module):
         for i in layers:
             with jax.named_scope(f"decoder_layer_{i}"):
                 x, own = self.layers[i](x, rotation, cache[i - layers.start], offset, segments, focus)
+            assert own is not None
             written.append(own)
         return x, tuple(written)
 

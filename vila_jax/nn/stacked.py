@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -96,6 +96,9 @@ class Stacked(nnx.Module):
         state = nnx.to_pure_dict(nnx.state(getattr(self, STAR)))
         number = range(len(self))[layer]
         return nnx.merge(self._graphdefs()[number], jax.tree.map(lambda x: x[number], state))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[layer] for layer in range(len(self)))
 
     def scan(
         self,
