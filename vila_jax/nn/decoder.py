@@ -162,7 +162,7 @@ class Decoder(nnx.Module):
         )
 
     def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.embedding[...][token_ids]
+        return self.execution.place_table(self.embedding[...])[token_ids]
 
     def __call__(
         self,
