@@ -8,7 +8,6 @@ them. The same command goes on with a run that was interrupted. Exit code 143 sa
     python -m train plot RUN [RUN…]                       losses of runs in one picture
     python -m train lower CONFIG --model MODEL            a stage compiled for a mesh that need not be there
     python -m train bench PRESET                          tokens per second and MFU of a step on this machine
-    python -m train bench PRESET                          how fast steps are here
     python -m train scorer --out FOLDER                   a token scorer for a finished model
 """
 
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from train import bench, pages, prepare, scorer
+from train import bench, lower, pages, prepare, scorer
 from train.metrics import plot
 from vila_jax.dist.mesh import parse_axes
 from vila_jax.dist.start import start
@@ -27,7 +26,13 @@ from vila_jax.heap import keep_freed_memory
 
 console = Console(stderr=True, markup=False, highlight=False)
 
-COMMANDS = {"bench": bench.main, "prepare": prepare.main, "plot": plot.main, "scorer": scorer.main}
+COMMANDS = {
+    "prepare": prepare.main,
+    "plot": plot.main,
+    "lower": lower.main,
+    "bench": bench.main,
+    "scorer": scorer.main,
+}
 """What there is beside training by a page."""
 
 
