@@ -102,7 +102,7 @@ def _abstract_model(config: VLMConfig, additions: lora.Lora | None) -> VLM:
     return nnx.merge(*abstract(build))
 
 
-def _in_dtype(weights: Flat, dtype: str) -> Flat:
+def _in_dtype(weights: Flat, dtype: str) -> dict[str, Any]:
     return {name: jax.ShapeDtypeStruct(value.shape, jnp.dtype(dtype)) for name, value in weights.items()}
 
 
@@ -126,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_memory(ahead.plan, None if args.memory_gib is None else int(args.memory_gib * GIB))
     begin = time.perf_counter()
     found = ahead.lowered.compile().memory_analysis()
+    assert found is not None  # XLA's compiler for CPUs tells
     print(f"compiled in {time.perf_counter() - begin:.0f} s")
     print(f"{'arguments':<34}{found.argument_size_in_bytes / GIB:10.3f} GiB")
     print(f"{'temporary (CPU)':<34}{found.temp_size_in_bytes / GIB:10.3f} GiB")
