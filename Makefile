@@ -4,13 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test check format clean
+.PHONY: help demo train-demo test check format clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: $(VENV)/.demo ## answer questions about drawn scenes with the embedded model; pictures go to demo_out/
 	$(BIN)/vila-jax demo --out demo_out
+
+train-demo: $(VENV)/.train ## train nano's last stage for some minutes (progress, plot, checkpoints), then ask the result
+	$(BIN)/vila-jax demo --seconds 0 --out demo_out
+	$(BIN)/python -m train configs/nano/demo.py --runs demo_out/runs
+	$(BIN)/vila-jax ask demo_out/runs/nano/demo/export --image demo_out/scene_1.png --prompt "How many shapes are there?"
 
 test: $(VENV)/.test ## the whole test suite (CPU, no network)
 	$(BIN)/python -m pytest -q
@@ -34,6 +39,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e '.[demo]'
+	touch $@
+
+$(VENV)/.train: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[train]'
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python

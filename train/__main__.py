@@ -6,7 +6,8 @@ them. The same command goes on with a run that was interrupted. Exit code 143 sa
 
     python -m train prepare FORM SOURCE --out FOLDER      a published data set into shards
     python -m train plot RUN [RUN…]                       losses of runs in one picture
-    python -m train bench PRESET                          how fast steps are here
+    python -m train lower CONFIG --model MODEL            a stage compiled for a mesh that need not be there
+    python -m train bench PRESET                          tokens per second and MFU of a step on this machine
     python -m train scorer --out FOLDER                   a token scorer for a finished model
 """
 
@@ -16,16 +17,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from train import bench, pages, prepare, scorer
+from train import bench, lower, pages, prepare, scorer
 from train.metrics import plot
-from vila_jax.dist.mesh import parse_mesh
+from vila_jax.dist.mesh import parse_axes
 from vila_jax.dist.start import start
 from vila_jax.errors import VilaError
 from vila_jax.heap import keep_freed_memory
 
 console = Console(stderr=True, markup=False, highlight=False)
 
-COMMANDS = {"bench": bench.main, "prepare": prepare.main, "plot": plot.main, "scorer": scorer.main}
+COMMANDS = {
+    "prepare": prepare.main,
+    "plot": plot.main,
+    "lower": lower.main,
+    "bench": bench.main,
+    "scorer": scorer.main,
+}
 """What there is beside training by a page."""
 
 
@@ -60,7 +67,7 @@ def train(argv: list[str]) -> int:
     from train.run import Place
     from train.run import train as run
 
-    mesh = parse_mesh(args.mesh) if args.mesh else {"fsdp": -1} if jax.device_count() > 1 else None
+    mesh = parse_axes(args.mesh) if args.mesh else {"fsdp": -1} if jax.device_count() > 1 else None
     place = Place(args.runs, args.data, mesh, args.log_every, args.memory_gib, args.profile, args.wandb)
     for stage in stages:
         if code := run(stage, place):

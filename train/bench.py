@@ -4,7 +4,7 @@
     7b-full     the same, projector and decoder whole, with Adafactor
     3b-full     3 B (VILA1.5-3b's widths): tower, projector and decoder whole, with AdamW
     1.5b-full   Qwen2-1.5B behind SigLIP at 448: likewise
-    tiny        29 thousand weights, to see that it runs
+    tiny        100 thousand weights, to see that it runs
 
 A row of a batch holds `--samples` samples of equal length, each with its share of the tiles. MFU is of the FLOPs that
 the step needs (`train/flops.py`), against the data sheet's rate where there is one, and against what a matrix product
@@ -39,9 +39,10 @@ from train.recipe import Optimizer
 from train.update import Objective, Rules
 from train.weights import Flat, Structure, split
 from vila_jax.bench import machine
+from vila_jax.bench.presets import preset
 from vila_jax.cli import units
 from vila_jax.errors import ConfigError
-from vila_jax.nn.config import DecoderConfig, ProjectorConfig, VisionConfig, VLMConfig
+from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.params import abstract
 from vila_jax.nn.stacked import Execution, Remat
 from vila_jax.nn.vlm import VLM
@@ -69,40 +70,14 @@ class Preset:
     tiles: int = 4
 
 
-_CLIP = VisionConfig("clip", 1024, 4096, 24, 16, 336, 14, "quick_gelu", 1e-5)
-_SIGLIP = VisionConfig("siglip", 1152, 4304, 27, 16, 384, 14, "gelu_tanh", 1e-6)
-_LARGE = VLMConfig(
-    _CLIP,
-    ProjectorConfig((1024, 4096, 4096)),
-    DecoderConfig(32_000, 4096, 11_008, 32, 32, 32, 128, 1e-5, 4096),
-    feature_layers=(23,),
-)
-_MIDDLE = VLMConfig(
-    _SIGLIP,
-    ProjectorConfig((4 * 1152, 2560, 2560), window=2, norms=True),
-    DecoderConfig(32_000, 2560, 6912, 32, 20, 20, 128, 1e-5, 4096),
-    feature_layers=(26,),
-)
-_SMALL = VLMConfig(
-    dataclasses.replace(_SIGLIP, image_size=448),
-    ProjectorConfig((4 * 1152, 1536, 1536), window=2, norms=True),
-    DecoderConfig(151_936, 1536, 8960, 28, 12, 2, 128, 1e-6, 32_768, qkv_bias=True, tie_embeddings=True),
-    feature_layers=(26,),
-)
-_TINY = VLMConfig(
-    VisionConfig("clip", 16, 24, 3, 2, 28, 14, "quick_gelu", 1e-5),
-    ProjectorConfig((16, 24, 24)),
-    DecoderConfig(50, 24, 40, 2, 4, 2, 6, 1e-5, 128),
-    feature_layers=(2,),
-)
 _BOTH, _ALL = ("projector", "decoder"), ("tower", "projector", "decoder")
 
 PRESETS = {
-    "7b-lora": Preset(_LARGE, _BOTH, "adamw", low_rank.Lora(rank=64)),
-    "7b-full": Preset(_LARGE, _BOTH, "adafactor"),
-    "3b-full": Preset(_MIDDLE, _ALL, "adamw", tiles=8),
-    "1.5b-full": Preset(_SMALL, _ALL, "adamw", tiles=8),
-    "tiny": Preset(_TINY, _BOTH, "adamw", low_rank.Lora(rank=4), tokens=64),
+    "7b-lora": Preset(preset("llava-1.5-7b").vlm, _BOTH, "adamw", low_rank.Lora(rank=64)),
+    "7b-full": Preset(preset("llava-1.5-7b").vlm, _BOTH, "adafactor"),
+    "3b-full": Preset(preset("vila1.5-3b").vlm, _ALL, "adamw", tiles=8),
+    "1.5b-full": Preset(preset("nvila-1.5b").vlm, _ALL, "adamw", tiles=8),
+    "tiny": Preset(preset("tiny").vlm, _BOTH, "adamw", low_rank.Lora(rank=4), tokens=128),
 }
 
 

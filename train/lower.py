@@ -1,6 +1,6 @@
 """A stage compiled ahead of time, for a mesh that need not be there: does it compile, and what does it need?
 
-    python -m train.lower configs/vila_7b/sft.py --model config.json --devices 64 --mesh fsdp=16,tensor=4
+    python -m train lower vila_7b/sft --model vila-7b --devices 64 --mesh fsdp=16,tensor=4
 
 No weight is made: the model is abstract, and the devices are the host's, by number. So the program is XLA's for CPUs,
 whose temporary memory is an upper bound of a kind: products in bfloat16 are done in float32 there.
@@ -9,9 +9,7 @@ whose temporary memory is an upper bound of a kind: products in bfloat16 are don
 import argparse
 import dataclasses
 import json
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +28,8 @@ from train.recipe import Stage
 from train.sharding import Placement, executions
 from train.update import Rules
 from train.weights import Flat, Structure, split
+from vila_jax.bench.presets import preset
 from vila_jax.dist import make_mesh, parse_axes
-from vila_jax.errors import VilaError
 from vila_jax.hf.config import parse_config
 from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.params import abstract
@@ -102,38 +100,37 @@ def _abstract_model(config: VLMConfig, additions: lora.Lora | None) -> VLM:
     return nnx.merge(*abstract(build))
 
 
-def _in_dtype(weights: Flat, dtype: str) -> Flat:
+def _in_dtype(weights: Flat, dtype: str) -> dict[str, Any]:
     return {name: jax.ShapeDtypeStruct(value.shape, jnp.dtype(dtype)) for name, value in weights.items()}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """See `python -m train.lower --help`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.lower", description=(__doc__ or "").split("\n", maxsplit=1)[0]
-    )
+def main(argv: list[str]) -> None:
+    """Lowers and compiles a stage, and says what a device needs.
+
+    Raises:
+      VilaError: page, model or mesh do not fit, or the plan needs more than a device has.
+    """
+    parser = argparse.ArgumentParser(prog="python -m train lower", description=__doc__)
     parser.add_argument("config", help="page of a recipe; `--KEY VALUE` changes it, as for `python -m train`")
-    parser.add_argument("--model", required=True, type=Path, help="config.json of a model of that anatomy")
+    parser.add_argument("--model", required=True, help="config.json of a model of that anatomy, or name of a preset")
     parser.add_argument("--devices", type=int, default=64)
     parser.add_argument("--mesh", default="fsdp=-1", help="sizes of its axes: data, fsdp, tensor, sequence")
     parser.add_argument("--memory-gib", type=float, help="of a device; more is refused")
-    args, words = parser.parse_known_args(arguments)
+    args, words = parser.parse_known_args(argv)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", args.devices)
     stage = load(args.config, words)
-    mesh = make_mesh(parse_axes(args.mesh))
-    ahead = lower_stage(stage, parse_config(json.loads(args.model.read_text())).vlm, mesh)
+    ahead = lower_stage(stage, _config(args.model), make_mesh(parse_axes(args.mesh)))
     print(f"{stage.name} on {args.devices} devices, {args.mesh}; for each device:\n{ahead.plan.table()}", flush=True)
     check_memory(ahead.plan, None if args.memory_gib is None else int(args.memory_gib * GIB))
     begin = time.perf_counter()
     found = ahead.lowered.compile().memory_analysis()
+    assert found is not None  # XLA's compiler for CPUs tells
     print(f"compiled in {time.perf_counter() - begin:.0f} s")
     print(f"{'arguments':<34}{found.argument_size_in_bytes / GIB:10.3f} GiB")
     print(f"{'temporary (CPU)':<34}{found.temp_size_in_bytes / GIB:10.3f} GiB")
 
 
-if __name__ == "__main__":
-    try:
-        main()
-    except VilaError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+def _config(model: str) -> VLMConfig:
+    path = Path(model)
+    return parse_config(json.loads(path.read_text())).vlm if path.is_file() else preset(model).vlm

@@ -29,6 +29,8 @@ from train.data.samples import Layout, make_layouts
 from train.data.sources import open_source
 from train.data.stream import Batches, estimate_steps, open_batches
 from train.flops import stage_flops
+from train.lower import abstract_batch
+from train.memory import check_memory, device_memory, plan_memory
 from train.metrics import history, plot
 from train.metrics.counts import count
 from train.metrics.meter import Meter
@@ -142,6 +144,7 @@ def train(stage: Stage, place: Place) -> int:
     opened = open_stage(stage, place)
     page = pages.to_json(opened.stage)
     console.print(pages.show(opened.stage, stage))
+    _check_memory(opened, place)
     with Checkpoints(folder / CHECKPOINTS, stage.safety, page=json.loads(page), seed=stage.seed) as checkpoints:
         begun = _begin(opened, checkpoints)
         _write(folder / CONFIG, page)
@@ -174,7 +177,8 @@ def open_stage(stage: Stage, place: Place) -> Opened:
     steps = estimate_steps(stage, layouts, sources) if stage.steps is None else stage.steps
     optimizer = make_optimizer(stage.optimizer, stage.learning_rate, steps)
     rules = Rules(stage.safety.spike, stage.average)
-    objectives = make_objectives(structure, stage, [layout.visual.spec for layout in layouts])
+    specs, soft = [layout.visual.spec for layout in layouts], origin.soft_targets(stage.time_std)
+    objectives = make_objectives(structure, stage, specs, soft)
     return Opened(
         stage=dataclasses.replace(stage, steps=steps),
         steps=steps,
@@ -189,6 +193,19 @@ def open_stage(stage: Stage, place: Place) -> Opened:
         rules=rules,
         programs=[make_step(objective, optimizer, rules, trained, placement) for objective in objectives],
     )
+
+
+def _check_memory(opened: Opened, place: Place) -> None:
+    """Says what a step needs on a device.
+
+    Raises:
+      ConfigError: a device has less.
+    """
+    state = abstract_state(opened.trained, opened.optimizer, opened.rules, opened.placement)
+    batch = abstract_batch(opened.stage, opened.origin.vlm)
+    plan = plan_memory(opened.origin.vlm, opened.stage.compute, state, opened.frozen, batch, opened.placement)
+    console.print(f"memory of a device\n{plan.table()}", soft_wrap=True)
+    check_memory(plan, device_memory(place.memory_gib))
 
 
 def _heads(stage: Stage, origin: Origin) -> Flat:

@@ -34,11 +34,10 @@ def executions(remat: Remat, mesh: Mesh | None) -> dict[str, Execution]:
     """How the blocks of tower and decoder are run on a mesh, as arguments of `Structure.of`."""
     if mesh is None:
         return {"tower": Execution(remat), "decoder": Execution(remat)}
-    tiles, tokens = PartitionSpec((*ROWS, "sequence")), PartitionSpec(ROWS, "sequence")
-    return {
-        "tower": Execution(remat, NamedSharding(mesh, tiles)),
-        "decoder": Execution(remat, NamedSharding(mesh, tokens)),
-    }
+    tiles = NamedSharding(mesh, PartitionSpec((*ROWS, "sequence")))
+    tokens = NamedSharding(mesh, PartitionSpec(ROWS, "sequence"))
+    table = NamedSharding(mesh, PartitionSpec("tensor"))
+    return {"tower": Execution(remat, tiles), "decoder": Execution(remat, tokens, table)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ the places from which the tokens of the answers are predicted:
 The target is the attention of the queries, averaged over heads, layers and queries, as shares of the picture's tokens.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -178,7 +179,7 @@ def answer_attention(
     """
     rotation = rotary_angles(decoder.rope, decoder.head_dim, row.positions)
     x, total = embedded, jnp.zeros(embedded.shape[1])
-    for number, block in enumerate(decoder.layers[: max(layers) + 1]):
+    for number, block in enumerate(itertools.islice(decoder.layers, max(layers) + 1)):
         if number in layers:
             total = total + _received(block, block.norm1(x), rotation, row)
         x, _ = block(x, rotation, None, None, row.segments)

@@ -37,8 +37,8 @@ def test_presets(name):
     preset = bench.PRESETS[name]
     structure, trained, frozen = bench.abstract_model(preset, RUN)
     size = sum(value.size for value in [*trained.values(), *frozen.values()])
-    expected = {"7b": 7.06e9, "3b": 3.1e9, "1.5b": 2.0e9, "tiny": 29e3}[name.partition("-")[0]]
-    assert size == pytest.approx(expected, rel=0.03)
+    expected = {"7b": 7.06e9, "3b": 3.1e9, "1.5b": 2.0e9, "tiny": 1e5}[name.partition("-")[0]]
+    assert size == pytest.approx(expected, rel=0.06)
     assert structure.paths.keys() == {*trained, *frozen}
     assert stage_flops(preset.config, preset.trained, lora=preset.lora).token > 4 * expected / 2
 
@@ -58,15 +58,15 @@ def test_rows_are_full_and_their_samples_whole():
     preset = bench.PRESETS["tiny"]
     batch = bench.random_batch(preset, RUN, np.random.default_rng(0))
     counts = count(batch)
-    assert counts.tokens == counts.token_slots == 128 and counts.tiles == counts.tile_slots == 8
-    assert counts.visual == 8 * 4 and counts.lengths == (32,) * 4
+    assert counts.tokens == counts.token_slots == 256 and counts.tiles == counts.tile_slots == 8
+    assert counts.visual == 8 * 16 and counts.lengths == (64,) * 4
     learned = batch["targets"] != IGNORED
     np.testing.assert_array_equal(batch["targets"][:, :-1][learned[:, :-1]], batch["token_ids"][:, 1:][learned[:, :-1]])
-    assert not learned[batch["source"] >= 0].reshape(-1, 8)[:, :-1].any(), "nothing is learned of pictures"
+    assert not learned[batch["source"] >= 0].reshape(-1, 32)[:, :-1].any(), "nothing is learned of pictures"
     ends = np.diff(batch["segments"], append=0) != 0
-    assert not learned[ends].any() and batch["positions"][ends].tolist() == [31] * 4
+    assert not learned[ends].any() and batch["positions"][ends].tolist() == [63] * 4
 
 
 def test_samples_that_do_not_fit(capsys):
     assert main(["bench", "tiny", "--samples", "3"]) == 3
-    assert "3 samples cannot share 64 tokens" in capsys.readouterr().err
+    assert "3 samples cannot share 128 tokens" in capsys.readouterr().err

