@@ -10,7 +10,6 @@ finish     the exported model, which the next stage starts from
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.console import Console
 
 from train import pages
 from train.checkpoints import Checkpoints
-from train.compile import Step, abstract_state, make_state, make_step, with_shardings
+from train.compile import Step, abstract_state, make_state, make_step, on_one_device, with_shardings
 from train.data.mixture import parse_mixture
 from train.data.samples import Layout, make_layouts
 from train.data.sources import open_source
@@ -44,7 +43,7 @@ from train.runs import CHECKPOINTS, CONFIG, EXPORT, FINISHED
 from train.scenes.heads import initial_heads
 from train.scenes.labelled import with_labels
 from train.sharding import Placement, executions, in_parts
-from train.start import Origin, open_origin
+from train.start import Origin, open_origin, write_files
 from train.stopping import Stopping
 from train.update import Rules, TrainState
 from train.weights import Flat, Structure, split
@@ -139,17 +138,18 @@ def train(stage: Stage, place: Place) -> int:
     """
     folder = place.runs / stage.name
     if (folder / FINISHED).exists():
-        console.print(f"{stage.name}: finished already, see {folder / EXPORT}", soft_wrap=True)
+        _say(f"{stage.name}: finished already, see {folder / EXPORT}")
         return 0
+    trace = _trace(place, stage)
     opened = open_stage(stage, place)
     page = pages.to_json(opened.stage)
-    console.print(pages.show(opened.stage, stage))
+    _say(pages.show(opened.stage, stage))
     _check_memory(opened, place)
     with Checkpoints(folder / CHECKPOINTS, stage.safety, page=json.loads(page), seed=stage.seed) as checkpoints:
         begun = _begin(opened, checkpoints)
-        _write(folder / CONFIG, page)
+        write_files(folder, {CONFIG: page})
         with Stopping() as stopping:
-            state, step = _loop(opened, place, checkpoints, stopping, begun)
+            state, step = _loop(opened, place, begun, checkpoints, stopping, trace)
             checkpoints.wait()
         if step < opened.steps:
             return stopping.exit_code
@@ -204,7 +204,7 @@ def _check_memory(opened: Opened, place: Place) -> None:
     state = abstract_state(opened.trained, opened.optimizer, opened.rules, opened.placement)
     batch = abstract_batch(opened.stage, opened.origin.vlm)
     plan = plan_memory(opened.origin.vlm, opened.stage.compute, state, opened.frozen, batch, opened.placement)
-    console.print(f"memory of a device\n{plan.table()}", soft_wrap=True)
+    _say(f"memory of a device\n{plan.table()}")
     check_memory(plan, device_memory(place.memory_gib))
 
 
@@ -223,9 +223,10 @@ def _begin(opened: Opened, checkpoints: Checkpoints) -> Begun:
         trained, frozen = opened.load()
         checkpoints.keep_frozen(frozen)
         return Begun(make_state(trained, opened.optimizer, opened.rules, placement), frozen, batches, 0)
-    console.print(f"{opened.stage.name}: goes on behind step {restored.step:,}")
+    _say(f"{opened.stage.name}: goes on behind step {restored.step:,}")
     batches.set_state(restored.position)
-    like = opened.frozen if placement is None else with_shardings(opened.frozen, placement.flat(opened.frozen))
+    frozen = opened.frozen
+    like = on_one_device(frozen) if placement is None else with_shardings(frozen, placement.flat(frozen))
     kept = checkpoints.frozen(like)
     if kept is None:
         _, kept = opened.load()
@@ -234,11 +235,10 @@ def _begin(opened: Opened, checkpoints: Checkpoints) -> Begun:
 
 
 def _loop(
-    opened: Opened, place: Place, checkpoints: Checkpoints, stopping: Stopping, begun: Begun
+    opened: Opened, place: Place, begun: Begun, checkpoints: Checkpoints, stopping: Stopping, trace: Trace
 ) -> tuple[TrainState, int]:
     """Takes the steps that are left; returns the state and the number of steps that are done."""
     state, step, batches = begun.state, begun.done, begun.batches
-    trace = _trace(place, opened.stage)
     with contextlib.closing(batches), contextlib.closing(trace), _meter(opened, place, begun) as meter:
         for damaged in begun.damaged:
             meter.note(step, f"the checkpoint of step {damaged} was damaged; gone on from that of step {step}")
@@ -309,17 +309,12 @@ def _finish(opened: Opened, folder: Path, state: TrainState, frozen: Flat) -> No
     """Exports what was trained, and says that the run is over."""
     trained = state.trained if state.average is None else state.average
     opened.origin.export({**frozen, **trained}, folder / EXPORT, dtype=opened.stage.export)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    write_files(folder, {FINISHED: json.dumps({"steps": opened.steps, "finished": now}, indent=2) + "\n"})
+    _say(f"{opened.stage.name}: exported to {folder / EXPORT}")
+
+
+def _say(what: Any) -> None:
+    """Tells a person; on several hosts the first one does."""
     if jax.process_index() == 0:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        _write(folder / FINISHED, json.dumps({"steps": opened.steps, "finished": now}, indent=2) + "\n")
-        console.print(f"{opened.stage.name}: exported to {folder / EXPORT}", soft_wrap=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all; on several hosts the first one writes."""
-    if jax.process_index() != 0:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+        console.print(what, soft_wrap=isinstance(what, str))  # tables fold themselves
