@@ -81,8 +81,8 @@ class Settings:
     """
 
     pretraining: int = 120
-    tuning: int = 200
-    rows: Rows = dataclasses.field(default_factory=lambda: Rows(rows=8, tokens=768, tiles=15))
+    tuning: int = 150
+    rows: Rows = dataclasses.field(default_factory=lambda: Rows(rows=4, tokens=640, tiles=12))
     questions: int = 400
     tasks: int = 192
     instructions: int = 400

@@ -126,9 +126,11 @@ class Results:
 
 def verdict(claim: Claim, here: Estimate) -> str:
     """Whether a difference is what was expected, as far as its interval tells."""
+    if here.low == here.high:  # all or nothing is right everywhere
+        return "cannot be told"
     unclear = here.holds(0)
     if claim.expected == 0:
-        return "agrees: none that can be told" if unclear else "differs"
+        return "agrees, as far as can be told" if unclear else "differs"
     if unclear:
         return "cannot be told"
     return "agrees" if here.mean * claim.expected > 0 else "the opposite"
@@ -140,15 +142,14 @@ def tables(results: Results) -> str:
     parts = []
     for number, finding in enumerate(FINDINGS, start=1):
         rows = [(label, *_cells(results.after[arm])) for arm, label in finding.arms.items()]
-        parts += [f"**{number}. {finding.title[0].upper()}{finding.title[1:]}**", table(head, rows)]
+        parts += [f"**{number}. {finding.title[0].upper()}{finding.title[1:]}**\n", table(head, rows)]
         parts.append(table(("difference, points", "VILA", "here", "verdict"), _claims(results, finding)))
-    rows = [(STAGES[name], *_cells(results.before[name])[1:]) for name in STAGES]
-    before = ("pre-trained on", *head[2:])
-    return "\n".join([*parts, "**Before instruction tuning**", table(before, rows)])
+    before = [(label, *_cells(results.before[name])[1:]) for name, label in STAGES.items()]
+    return "\n".join([*parts, "**Before instruction tuning**\n", table(("pre-trained on", *head[2:]), before)])
 
 
 def _claims(results: Results, finding: Finding) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for claim in finding.claims:
         here = results.difference(finding, claim)
         what = f"{MEASURES[claim.measure]}: {finding.arms[claim.arm]} against {finding.arms[finding.baseline]}"
@@ -213,7 +214,7 @@ def _draw(axes: Any, results: Results, finding: Finding) -> None:
         for place, one in zip(places, values, strict=True):
             seeds = one.mean(axis=1)
             axes.plot([place] * len(seeds), seeds, "o", color="black", markersize=2.5, alpha=0.6)
-    axes.set_ylim(0, 108)
+    axes.set_ylim(0, 116)
     axes.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
     axes.set_title(f"{finding.title}, % right", loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=len(finding.arms), columnspacing=1, handlelength=1)

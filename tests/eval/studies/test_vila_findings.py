@@ -119,7 +119,8 @@ def test_verdicts():
     up, none, down = Estimate(0.2, 0.1, 0.3), Estimate(0.1, -0.1, 0.3), Estimate(-0.2, -0.3, -0.1)
     more, same = Claim("a", "text", 1.0, 1), Claim("a", "text", 0.0, 0)
     assert [verdict(more, own) for own in (up, none, down)] == ["agrees", "cannot be told", "the opposite"]
-    assert [verdict(same, own) for own in (up, none, down)] == ["differs", "agrees: none that can be told", "differs"]
+    assert [verdict(same, own) for own in (up, none, down)] == ["differs", "agrees, as far as can be told", "differs"]
+    assert verdict(same, Estimate(0, 0, 0)) == verdict(more, Estimate(0, 0, 0)) == "cannot be told"
 
 
 def test_tables_say_what_was_measured(results):
