@@ -28,7 +28,7 @@ STAGES = {
 }
 """Models before instruction tuning, by their pre-training."""
 
-_COLORS = ("#8fa3b8", "#2a7f9e", "#d1495b")
+_COLORS = (GREY, "#8fa3b8", "#2a7f9e")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +195,6 @@ def draw_chart(results: Results, path: Path, *, note: str) -> None:
 
 def _draw(axes: Any, results: Results, finding: Finding) -> None:
     width = 0.8 / len(finding.arms)
-    colors = (GREY, *_COLORS)
     for number, (arm, label) in enumerate(finding.arms.items()):
         values = [100 * results.after[arm][name] for name in MEASURES]
         own = [bootstrap(one) for one in values]
@@ -206,7 +205,7 @@ def _draw(axes: Any, results: Results, finding: Finding) -> None:
             [one.mean for one in own],
             yerr=bars,
             width=0.92 * width,
-            color=colors[number],
+            color=_COLORS[number],
             capsize=2,
             error_kw={"elinewidth": 1},
             label=label,
