@@ -80,9 +80,9 @@ class Settings:
       batch: of what is asked.
     """
 
-    pretraining: int = 120
-    tuning: int = 150
-    rows: Rows = dataclasses.field(default_factory=lambda: Rows(rows=4, tokens=640, tiles=12))
+    pretraining: int = 100
+    tuning: int = 120
+    rows: Rows = dataclasses.field(default_factory=lambda: Rows(rows=3, tokens=768, tiles=15))
     questions: int = 400
     tasks: int = 192
     instructions: int = 400
