@@ -1,7 +1,7 @@
 """Has a language model judge the answers of MM-Vet, or those of MMBench that no rule can read; then scores again.
 
-The endpoint is any that speaks OpenAI's chat completions. Nothing is asked without one, and what it does not judge stays
-"not judged". The same command goes on where it was stopped.
+The endpoint is any that speaks OpenAI's chat completions. Nothing is asked without one, and what it does not judge
+stays "not judged". The same command goes on where it was stopped.
 """
 
 import argparse

@@ -101,6 +101,7 @@ class _Run:
     questions: Questions
     demonstrations: tuple[Any, ...]
     description: dict[str, Any]
+    contents: str
     budget: Budget | None
 
     @property
@@ -157,9 +158,9 @@ def _plan(questions: Questions, shots: Sequence[int], budgets: Sequence[Budget |
     for count in shots:
         shown = dataclasses.replace(questions, shots=count)
         demonstrations = shown.demonstrations()
-        description = shown.describe(demonstrations)
+        description, contents = shown.describe(demonstrations)
         for budget in budgets:
-            yield _Run(shown, demonstrations, description, budget)
+            yield _Run(shown, demonstrations, description, contents, budget)
 
 
 def _generation(one: _Run, args: argparse.Namespace) -> Generation:
@@ -174,7 +175,10 @@ def _ask(runner: Runner, one: _Run, args: argparse.Namespace, of_model: dict[str
     items = one.questions.items(one.demonstrations, args.host)
     expected = len(range(args.host[0], one.description["n_expected"], args.host[1]))
     failures: set[str] = set()
-    with records.Writer(samples_file(folder, args.host), header, identity.session()) as writer, _bar() as shown:
+    with (
+        records.Writer(samples_file(folder, args.host), header, identity.session(one.contents)) as writer,
+        _bar() as shown,
+    ):
         bar = shown.add_task(one.name, total=expected, failed="")
         for own in runner.records(items, one.budget, generation, header["run_id"], writer.before):
             writer.add(own)

@@ -63,7 +63,12 @@ def compare(run: Scored, baseline: Scored) -> Comparison:
 
 def _check_same(run: Scored, baseline: Scored) -> None:
     where = f"{run.folder} and {baseline.folder}"
-    if run.header["task"]["questions_sha256"] != baseline.header["task"]["questions_sha256"]:
+    own, other = ({record.index: record for record in one.records if record.question} for one in (run, baseline))
+    same = all(
+        (own[i].id, own[i].question, own[i].references) == (other[i].id, other[i].question, other[i].references)
+        for i in own.keys() & other.keys()
+    )
+    if not same or run.header["task"]["ids_sha256"] != baseline.header["task"]["ids_sha256"]:
         fix = "Compare runs of one task and one split, of the same --limit and --prompts."
         raise DataError("they did not ask the same questions", where=where, fix=fix)
     if (run.metric.name, run.variant) != (baseline.metric.name, baseline.variant):

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from PIL import Image
+
 from eval.runs.folder import write_json
 from eval.runs.items import Item
 from eval.runs.score import load
@@ -14,6 +16,7 @@ from vila_jax.text.messages import collect_images
 from vila_jax.vision.open import open_image
 
 FOLDER = "failures"
+_WIDTH, _COLORS = 900, 128  # of drawings, of which a report may hold dozens
 _RIGHT = 0.5
 """From this score on a sample counts as right."""
 
@@ -50,7 +53,8 @@ def draw_failures(
             continue
         drawn = _draw(model, item, budget)
         if drawn is not None:
-            drawn.save(place / f"{item.index}.png")
+            drawn.thumbnail((_WIDTH, _WIDTH))
+            drawn.quantize(_COLORS).save(place / f"{item.index}.png", optimize=True)
         notes.append(
             {
                 "id": item.id,
@@ -67,7 +71,7 @@ def draw_failures(
     return sorted(place.glob("*.png"))
 
 
-def _draw(model: Model, item: Item, budget: Budget | None):
+def _draw(model: Model, item: Item, budget: Budget | None) -> Image.Image | None:
     """The last picture with its tokens; None where there is none, or where tokens are no patches."""
     sources = collect_images(item.messages)
     step = None if budget is None else budget.step("decoder")
@@ -85,7 +89,7 @@ def _draw(model: Model, item: Item, budget: Budget | None):
     full = model.count_tokens((picture.height, picture.width), None)
     tokens = full if engine.planner.effective(budget) is None else len(chosen.indices)
     name = "all tokens" if budget is None else str(budget)
-    return draw(model.preprocessor, [Choice(name, image, chosen, tokens, full)], f"{item.id}")
+    return draw(model.preprocessor, [Choice(name, image, chosen, tokens, full)], f"sample {item.id}")
 
 
 def _scores(folder: Path) -> dict[int, float]:

@@ -85,13 +85,14 @@ def header(
     }
 
 
-def session() -> dict[str, Any]:
-    """When and where this process runs, and by which code."""
+def session(contents: str) -> dict[str, Any]:
+    """When and where this process runs, by which code, over questions with this hash of their contents."""
     import jax
 
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python -m eval", *sys.argv[1:]]).replace("'python -m eval'", "python -m eval"),
+        "questions_sha256": contents,
         **commit(),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy", "pillow")},
         "machine": f"{processor()}, {os.cpu_count()} cores",

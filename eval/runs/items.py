@@ -1,5 +1,6 @@
 """The samples of a task as a run asks them: numbered, as conversations, with demonstrations before the question."""
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -65,37 +66,38 @@ class Questions:
             if index % host[1] == host[0]:
                 yield _item(index, sample, demonstrations)
 
-    def describe(self, demonstrations: tuple[Sample, ...]) -> dict[str, Any]:
-        """What the header of a run says of its questions; reads all of them once.
+    def describe(self, demonstrations: tuple[Sample, ...]) -> tuple[dict[str, Any], str]:
+        """What the header of a run says of its questions, and a hash of their contents; reads all of them once.
+
+        The header has the ids alone: a picture that was missing may be there when the run goes on. What else changes in
+        a sample changes its key.
 
         Raises:
           ConfigError: there are none, or two have the same id.
         """
-        contents, seen, repeated, unreadable = hashlib.sha256(), set[str](), list[str](), 0
+        ids, contents = list[str](), hashlib.sha256()
         for item in self.items():
-            known = [item.id, item.question, item.references, dict(item.extras), item.broken is not None]
+            ids.append(item.id)
+            known = [item.id, item.question, item.references, dict(item.extras)]
             contents.update(json.dumps(known, sort_keys=True, ensure_ascii=False).encode() + b"\n")
-            repeated += [item.id] if item.id in seen else []
-            unreadable += item.broken is not None
-            seen.add(item.id)
-        if not seen:
+        if not ids:
             raise ConfigError(f"{self.task.name} has no sample in {self.split}", where=str(self.folder))
-        if repeated:
-            what = f"{len(repeated)} ids of {self.task.name} stand twice, {repeated[0]!r} among them"
+        if repeated := [name for name, count in collections.Counter(ids).items() if count > 1]:
+            what = f"{len(repeated)} ids of {self.task.name} stand more than once, {repeated[0]!r} among them"
             raise ConfigError(what, where=str(self.folder), fix="Results are kept by id: make them unique.")
-        return {
+        description = {
             "name": self.task.name,
             "split": self.split,
             "style": self.style,
             "metric": self.task.metric,
             "variant": self.task.variant,
             "limit": self.limit,
-            "n_expected": len(seen),
-            "n_unreadable": unreadable,
-            "questions_sha256": contents.hexdigest(),
+            "n_expected": len(ids),
+            "ids_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
             "shots": self.shots,
             "demonstrations": {"seed": self.seed, "ids": [shown.id for shown in demonstrations]},
         }
+        return description, contents.hexdigest()
 
 
 def _item(index: int, sample: Sample | Unreadable, demonstrations: tuple[Sample, ...]) -> Item:

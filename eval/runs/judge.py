@@ -25,7 +25,7 @@ from eval.runs.records import Record
 from eval.runs.score import load
 from vila_jax.errors import ConfigError, VilaError
 
-RATING = """Rate how correct an answer to a question about a picture is, from 0.0 (wrong) to 1.0 (all correct), in steps of 0.1.
+RATING = """Rate how correct an answer to a question about a picture is, from 0.0 (wrong) to 1.0 (all correct).
 Parts of the truth that are joined by <AND> must all be in the answer; of those joined by <OR> one is enough.
 
 Question: {question}

@@ -64,7 +64,8 @@ class Preparer:
                 return dataclasses.replace(record, error={"kind": "Unreadable", "message": item.broken})
             sources = collect_images(item.messages)
             prompt = self._model.form.render(item.messages, self._model.style, [None] * len(sources))
-            key = fingerprint([self._run_id, item.id, prompt, [_digest(source) for source in sources]])
+            known = [item.id, prompt, item.references, dict(item.extras)]
+            key = fingerprint([self._run_id, *known, [_digest(source) for source in sources]])
             record = dataclasses.replace(record, key=key, prompt=prompt)
             done = self._before.get(item.index)
             if done is not None and done.error is None and done.key == key:

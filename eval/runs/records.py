@@ -5,7 +5,7 @@
     {"sample": {...}}     one `Record`
 
 A sample may have several lines, of which the last counts: one that failed is asked again by the next session. A process
-that is killed can leave a last line without its end; it is cut off before anything is added, and its sample asked again.
+that is killed can leave a last line without its end; it is cut off before more is added, and its sample asked again.
 An unreadable line elsewhere is damage: it is reported, and its sample counts as missing.
 """
 

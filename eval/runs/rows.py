@@ -52,7 +52,7 @@ def rows(folders: Sequence[Path], variant: str | None = None) -> list[Row]:
     groups: dict[tuple[str, ...], list[Scored]] = {}
     for folder in folders:
         run = load(folder, variant)
-        key = (run.name, run.header["model"]["checkpoint_sha256"], run.header["task"]["questions_sha256"], run.variant)
+        key = (run.name, run.header["model"]["checkpoint_sha256"], run.header["task"]["ids_sha256"], run.variant)
         groups.setdefault(key, []).append(run)
     return [_row(run, baseline_of(group)) for group in groups.values() for run in group]
 

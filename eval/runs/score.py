@@ -36,8 +36,10 @@ class Scored:
 
     Attributes:
       header, sessions, damage: see `eval.runs.records.Contents`.
-      placed: the records that have a mark: all but those whose row could not be read, if the metric cannot place them.
+      placed: the records that have a mark: none if right answers are not published; else all but those whose row could not
+        be read, if the metric cannot place them.
       marks: of `placed`.
+      judges: the judges whose verdicts are used, and hashes of what they were asked.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class Scored:
     marks: list[Mark]
     metric: Metric
     variant: str
+    judges: list[dict[str, str]]
 
     @property
     def name(self) -> str:
@@ -92,13 +95,20 @@ def load(folder: Path, variant: str | None = None) -> Scored:
     variant = measure.variant(variant or task["variant"])
     records = [contents.records[index] for index in sorted(contents.records)]
     judged, damage = _judged(folder)
-    readable = [record for record in records if (record.error or {}).get("kind") != _UNREADABLE]
+    known_answers = any(record.references for record in records)
+    readable = [record for record in records if known_answers and (record.error or {}).get("kind") != _UNREADABLE]
     placed, marks = readable, _marks(measure, readable, variant, judged)
-    if measure.headline in _MEANS:
+    if known_answers and measure.headline in _MEANS:
         by_index = {record.index: mark for record, mark in zip(readable, marks, strict=True)}
         placed, marks = records, [by_index.get(record.index, Mark(0.0)) for record in records]
     damage = [*contents.damage, *damage]
-    return Scored(folder, contents.header, contents.sessions, damage, records, placed, marks, measure, variant)
+    used = [judged[record.key, variant] for record in records if (record.key, variant) in judged]
+    names = {(verdict.get("judge", "?"), verdict.get("prompt_sha256", "?")) for verdict in used}
+    judges = [{"judge": name, "prompt_sha256": prompt} for name, prompt in sorted(names)]
+    return Scored(
+        *(folder, contents.header, contents.sessions, damage),
+        *(records, placed, marks, measure, variant, judges),
+    )
 
 
 def _marks(
@@ -164,6 +174,7 @@ def summarize(run: Scored) -> dict[str, Any]:
         "failures": [{"id": record.id, **(record.error or {})} for record in failures],
         "warnings": _warnings(run, number),
         "metric": _value(run),
+        "judges": run.judges,
         "tokens": {name: _spread([record.tokens[name] for record in done]) for name in _TOKENS},
         "seconds": _speed(done),
     }
@@ -213,15 +224,21 @@ def _warnings(run: Scored, number: Mapping[str, int]) -> list[str]:
     found = list(run.damage)
     if number["missing"]:
         found.append(f"{number['missing']} samples are missing: the run is not finished")
-    if lost := len(run.records) - len(run.placed):
-        found.append(f"{lost} samples could not be read, and have no place in {run.metric.headline}: it is too high")
     if not run.has_references:
         found.append("right answers are not published: nothing is scored")
-    elif unjudged := sum(math.isnan(mark.score) for mark in run.marks):
+    elif lost := len(run.records) - len(run.placed):
+        found.append(f"{lost} samples could not be read, and have no place in {run.metric.headline}: it is too high")
+    if unjudged := sum(math.isnan(mark.score) for mark in run.marks):
         found.append(f"{unjudged} answers are not judged")
-    for name, what in (("commit", "commits"), ("machine", "machines")):
+    for name, what in (
+        ("commit", "commits"),
+        ("machine", "machines"),
+        ("questions_sha256", "versions of the questions"),
+    ):
         if len({str(session.get(name)) for session in run.sessions}) > 1:
-            found.append(f"the sessions ran at several {what}")
+            found.append(f"the sessions had several {what}")
+    if len(run.judges) > 1:
+        found.append("several judges, or the same with several prompts, have judged")
     if any(session.get("dirty") for session in run.sessions):
         found.append("the checkout had changes that were not committed")
     return found
