@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.runs.rows import Row, difference, percent, rows, tokens
+from eval.runs.rows import Row, difference, percent, rows, tokens, warnings
 from vila_jax.cli import terminal
 
 
@@ -16,9 +16,8 @@ def show(folders: Sequence[Path], variant: str | None = None) -> None:
     for row in found:
         made.add_row(*map(terminal.plain, cells(row)))
     terminal.stdout().print(made)
-    for row in found:
-        for warning in row.result["warnings"]:
-            terminal.stderr().print(f"[yellow]warning:[/] {terminal.plain(f'{row.name}, {row.budget}: {warning}')}")
+    for text in warnings(found):
+        terminal.stderr().print(f"[yellow]warning:[/] {terminal.plain(text)}", soft_wrap=True)
 
 
 def cells(row: Row) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from eval.runs.chart import draw_chart
 from eval.runs.failures import FOLDER
 from eval.runs.folder import find_runs, replace
-from eval.runs.rows import Row, difference, percent, rows, tokens
+from eval.runs.rows import Row, difference, percent, rows, tokens, warnings
 
 _STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 _SHOWN = 200  # failed samples that are listed; all are in result.json
@@ -84,7 +84,7 @@ def _results(own: Sequence[Row]) -> str:
 
 
 def _warnings(own: Sequence[Row]) -> str:
-    found = [f"{row.budget}: {warning}" for row in own for warning in row.result["warnings"]]
+    found = warnings(own)
     return _tag("ul", *(_tag("li", html.escape(text)) for text in found), kind="warnings") if found else ""
 
 

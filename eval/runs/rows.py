@@ -62,6 +62,17 @@ def _row(run: Scored, baseline: Scored) -> Row:
     return Row(run, summarize(run), None if alone else compare(run, baseline))
 
 
+def warnings(found: Sequence[Row]) -> list[str]:
+    """What is to be known of some runs; what several have in common is said once."""
+    named: dict[str, list[str]] = {}
+    for row in found:
+        for warning in row.result["warnings"]:
+            named.setdefault(warning, []).append(row.budget)
+    return [
+        f"{', '.join(budgets) if len(budgets) < len(found) else 'all runs'}: {text}" for text, budgets in named.items()
+    ]
+
+
 def percent(metric: dict[str, Any], name: str) -> str:
     """A number of the headline as tables show it."""
     value = metric[name]

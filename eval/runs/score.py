@@ -36,7 +36,7 @@ class Scored:
 
     Attributes:
       header, sessions, damage: see `eval.runs.records.Contents`.
-      placed: the records that have a mark: none if right answers are not published; else all but those whose row could not
+      placed: the records that have a mark: none without published answers; else all but those whose row could not
         be read, if the metric cannot place them.
       marks: of `placed`.
       judges: the judges whose verdicts are used, and hashes of what they were asked.
