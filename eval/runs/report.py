@@ -56,8 +56,8 @@ def _section(name: str, own: Sequence[Row], folder: Path) -> str:
 
 
 def _results(own: Sequence[Row]) -> str:
-    head = ("budget", "value", "95 %", "less all tokens (95 %)", "p", "visual tokens", "of", "ms", "samples/s")
-    head += ("done", "failed", "missing")
+    head = ["budget", "value", "95 %", "less all tokens (95 %)", "p", "visual tokens", "of", "ms", "samples/s"]
+    head += ["done", "failed", "missing"]
     lines = []
     for row in own:
         metric, number, seconds = row.result["metric"], row.result["n"], row.result["seconds"]

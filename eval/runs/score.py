@@ -106,8 +106,16 @@ def load(folder: Path, variant: str | None = None) -> Scored:
     names = {(verdict.get("judge", "?"), verdict.get("prompt_sha256", "?")) for verdict in used}
     judges = [{"judge": name, "prompt_sha256": prompt} for name, prompt in sorted(names)]
     return Scored(
-        *(folder, contents.header, contents.sessions, damage),
-        *(records, placed, marks, measure, variant, judges),
+        folder=folder,
+        header=contents.header,
+        sessions=contents.sessions,
+        damage=damage,
+        records=records,
+        placed=placed,
+        marks=marks,
+        metric=measure,
+        variant=variant,
+        judges=judges,
     )
 
 
