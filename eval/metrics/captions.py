@@ -124,7 +124,7 @@ def _marks(samples: Sequence[Answered], variant: str) -> list[Mark]:
 
 def _combine(marks: Sequence[Mark]) -> dict[str, float]:
     if not marks:
-        return dict.fromkeys(("CIDEr", "ROUGE_L", *(f"Bleu_{n}" for n in _ORDERS)), math.nan)
+        return {"CIDEr": math.nan}
     count = len(marks)
     counts = [sum(column) for column in zip(*(mark.parts[1:] for mark in marks), strict=True)]
     return {

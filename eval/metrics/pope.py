@@ -8,6 +8,7 @@ The quoted number, `f1_of_splits`, is the mean of the F1 of the random, popular 
 at all is 0. References hold yes or no. Extras: `category`, the set.
 """
 
+import math
 from collections.abc import Sequence
 
 from eval.metrics import yes_no
@@ -45,6 +46,8 @@ def _f1(marks: Sequence[Mark]) -> tuple[float, float, float]:
 
 
 def _combine(marks: Sequence[Mark]) -> dict[str, float]:
+    if not marks:
+        return {"f1_of_splits": math.nan}
     categories = sorted({mark.parts[4] for mark in marks})
     own = {name: _f1([mark for mark in marks if mark.parts[4] == name])[2] for name in categories}
     precision, recall, f1 = _f1(marks)

@@ -8,6 +8,7 @@ Extras of a sample, which is a photo: `scores` of the photo with every caption o
 numbers of its own. A photo without scores has failed: everything stands before it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -59,6 +60,8 @@ def hits(found: Ranks, owners: Int[np.ndarray, " C"]) -> dict[str, Float[np.ndar
 
 def _marks(samples: Sequence[Answered], variant: str) -> list[Mark]:
     """Score: whether the first caption is right. Parts: per k, hit of the photo and hits of its captions; captions."""
+    if not samples:
+        return []
     own = [list(sample.extras["captions"]) for sample in samples]
     owners = np.full(sum(map(len, own)), -1)
     for photo, captions in enumerate(own):
@@ -79,6 +82,8 @@ def _marks(samples: Sequence[Answered], variant: str) -> list[Mark]:
 
 def _combine(marks: Sequence[Mark]) -> dict[str, float]:
     photos, captions = len(marks), sum(mark.parts[-1] for mark in marks)
+    if not marks:
+        return {"mean_recall": math.nan}
     values = {}
     for place, k in enumerate(TOP):
         values[f"image_to_text_r{k}"] = sum(mark.parts[place][0] for mark in marks) / photos

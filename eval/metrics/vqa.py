@@ -9,7 +9,8 @@ The variants differ in how texts are normalised before they are compared:
     vqa_official   not at all where the ten raw answers are identical ("Yes" against ten "yes" is wrong)
     vlmevalkit     always, and periods behind digits stay too
 
-TextVQA and OK-VQA (`m4c`, in lmms_eval and LLaVA) take commas and question marks away first and split off 's.
+For TextVQA and OK-VQA lmms_eval, like LLaVA's evaluator from M4C, takes commas and question marks away first and splits
+off 's.
 """
 
 import re
@@ -118,5 +119,5 @@ VQA = mean_metric(
     {"lmms_eval": _compared(normalized), "vqa_official": _official, "vlmevalkit": _compared(vlmevalkit_normalized)},
 )
 TEXTVQA = mean_metric(
-    "textvqa_accuracy", {"m4c": _compared(m4c_normalized), "vlmevalkit": _compared(vlmevalkit_normalized)}
+    "textvqa_accuracy", {"lmms_eval": _compared(m4c_normalized), "vlmevalkit": _compared(vlmevalkit_normalized)}
 )

@@ -3,10 +3,11 @@
     dataset_coco.json, dataset_flickr30k.json    Karpathy's splits: {"images": [{"filename", "filepath", "split",
                                                  "sentences": [{"raw"}], "cocoid"}]}
     captions_val2017.json                        COCO's own: {"images": [{"id", "file_name"}], "annotations": [...]}
-    Flickr8k: see `eval.studies.flickr8k`, and     Flickr_8k.testImages.txt, names of photos, one in each line
+    Flickr_8k.testImages.txt                     names of photos, one in each line, beside the files that
+                                                 `eval.studies.flickr8k` reads
 
-Papers use Karpathy's test splits (5000 and 1000 photos) and the authors' test split of Flickr8k (1000). The
-Hub's copy of Flickr30k calls all its 31,783 photos `test`: a score of them is another number.
+Papers use Karpathy's test splits (5000 and 1000 photos) and the authors' test split of Flickr8k (1000). The Hub's copy
+of Flickr30k calls all of its photos `test`, about 31,800: a score of them is another number.
 """
 
 import collections

@@ -41,7 +41,6 @@ _TSV = {
 }
 _HUB = {"dev": ("en/dev", "dev"), "dev_cn": ("cn/dev",), "test": ("en/test", "test")}
 _LONGEST_INDEX = 64  # characters; a shorter image names the row that has it
-_ROTATION = 1_000_000
 
 
 def _mmbench_rows(folder: Path, split: str) -> Iterator[Row | Unreadable]:
@@ -82,13 +81,13 @@ def _mmbench(row: Row, style: str) -> Sample:
     choices = {letter: _said(row[letter]) for letter in "ABCD" if _said(row.get(letter))}
     if not choices:
         raise BadRow("there are no options")
-    index, answer = int(row["index"]), _said(row.get("answer"))
+    index, answer, shown = int(row["index"]), _said(row.get("answer")), picture(row["image"])
     question = prompts.lines(_said(row.get("hint")), row["question"], prompts.options(choices))
     groups = {"category": row.get("category"), "l2-category": row.get("l2-category", row.get("L2-category"))}
     return Sample(
         id=str(index),
-        cluster=str(index % _ROTATION),
-        pictures=(picture(row["image"]),),
+        cluster=fingerprint(shown),  # several questions may show one picture
+        pictures=(shown,),
         prompt=prompts.lines(question, prompts.LETTER_CN if row["language"] == "cn" else prompts.LETTER),
         references=(answer,) if answer else (),
         answer=answer,

@@ -161,5 +161,5 @@ def _stored(file: File) -> Path:
 
 
 def fingerprint(shown: bytes | Path) -> str:
-    """A name for a picture that has none: of its bytes, or its path."""
-    return hashlib.sha256(shown).hexdigest()[:16] if isinstance(shown, bytes) else shown.stem
+    """A name for a picture that has none: of its bytes, or of its file and folder."""
+    return hashlib.sha256(shown).hexdigest()[:16] if isinstance(shown, bytes) else f"{shown.parent.name}/{shown.name}"

@@ -1,6 +1,6 @@
 """MM-Vet: open questions about pictures of the web, which a language model judges.
 
-mm-vet.json     {"v1_0": {"question", "imagename": "v1_0.png", "answer": "a<AND>b<OR>c", "capability": ["rec"]}}
+mm-vet.json        {"v1_0": {"question", "imagename": "v1_0.png", "answer": "a<AND>b", "capability": ["rec"]}}
 images/v1_0.png
 """
 

@@ -1,5 +1,7 @@
-"""The sentences around questions. LLaVA-1.5 chose them (arXiv 2310.03744, appendix A); VILA asks LLaVA's question
-files.
+"""The sentences around questions.
+
+LLaVA-1.5 asks for short answers and letters with them (arXiv 2310.03744, section 3), and VILA's scripts ask LLaVA's
+question files. Captions are asked for as lmms_eval does; neither of the two published how they did it.
 """
 
 SHORT = "Answer the question using a single word or phrase."

@@ -61,7 +61,7 @@ def _task(name: str, words: bool) -> Task:
         summary=f"questions about text in photos, {'with' if words else 'without'} OCR tokens in the prompt",
         published=_PUBLISHED,
         metric="textvqa_accuracy",
-        variant="m4c",
+        variant="lmms_eval",
         splits=("val", "train"),
         max_new_tokens=prompts.same(128),
         rows=_rows(words),

@@ -28,8 +28,8 @@ def answered(case, **extras):
 # file, metric, {our variant: the reference's}
 SINGLE = [
     ("vqa_soft_accuracy", "vqa_accuracy", {v: v for v in ("lmms_eval", "vqa_official", "vlmevalkit")}),
-    ("textvqa_accuracy", "textvqa_accuracy", {"m4c": "lmms_eval", "vlmevalkit": "vlmevalkit"}),
-    ("textvqa_accuracy", "textvqa_accuracy", {"m4c": "llava_m4c"}),
+    ("textvqa_accuracy", "textvqa_accuracy", {v: v for v in ("lmms_eval", "vlmevalkit")}),
+    ("textvqa_accuracy", "textvqa_accuracy", {"lmms_eval": "llava_m4c"}),
     ("gqa_exact_match", "gqa_exact_match", {v: v for v in ("lmms_eval", "llava", "vlmevalkit")}),
     ("anls", "anls", {"lmms_eval": "lmms_eval"}),
     ("chartqa_relaxed", "relaxed_accuracy", {v: v for v in ("lmms_eval", "vlmevalkit")}),
@@ -231,6 +231,37 @@ def test_a_failed_sample_is_wrong_and_counted(name):
     assert own.aggregate([sample])[own.headline] == 0
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_of_no_samples_nothing_is_known(name):
+    own = metric(name)
+    assert math.isnan(own.aggregate([])[own.headline])
+
+
+@pytest.mark.parametrize("name", ["captions", "mme", "mmbench", "pope", "retrieval_recall"])
+def test_marks_drawn_again_make_a_score(name):
+    """What the bootstrap relies on: drawn twice, all marks make what they make once."""
+    rows = [
+        Answered(
+            "",
+            said,
+            ["no" if i == 1 else "yes", "a dog"],
+            {
+                "category": "color",
+                "question_id": str(i // 2),
+                "index": i // 2 + 1_000_000 * (i % 2),
+                "choices": {"yes": "a dog"},
+                "scores": [float(i == c) for c in range(6)],
+                "captions": [i],
+            },
+        )
+        for i, said in enumerate(["yes", "no", "yes", "yes", "a dog", "yes"])
+    ]
+    own = metric(name)
+    marks = own.marks(rows, own.default)
+    assert 0 < own.aggregate(rows)[own.headline] == own.combine(marks)[own.headline]
+    assert own.combine(marks + marks)[own.headline] == pytest.approx(own.combine(marks)[own.headline])
+
+
 def test_groups_have_their_own_accuracy():
     rows = [
         Answered("", said, ["5"], {"type": kind})
@@ -250,6 +281,7 @@ def test_unknown_names():
 def test_the_defaults_are_those_of_the_references(golden):
     primaries = {
         "vqa_accuracy": "vqa_soft_accuracy",
+        "textvqa_accuracy": "textvqa_accuracy",
         "gqa_exact_match": "gqa_exact_match",
         "anls": "anls",
         "relaxed_accuracy": "chartqa_relaxed",
