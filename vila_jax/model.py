@@ -60,6 +60,7 @@ class Model:
       checkpoint: what was loaded.
       form: how pictures and text become token ids.
       budget: used where a call names none.
+      end_tokens: ids that end an answer.
       style: how conversations are written; None where the checkpoint's own chat template says it.
     """
 
@@ -75,7 +76,7 @@ class Model:
         self.checkpoint, self.engine, self.form = checkpoint, engine, form
         self.preprocessor, self.budget, self.style = preprocessor, budget, style
         self.config, self.tokenizer = checkpoint.config, form.tokenizer
-        self._end_tokens = tuple(dict.fromkeys((*self.config.eos_ids, *form.stop_ids(style))))
+        self.end_tokens = tuple(dict.fromkeys((*self.config.eos_ids, *form.stop_ids(style))))
 
     def generate(
         self,
@@ -162,7 +163,7 @@ class Model:
                 f"{len(seeds)} seeds for {len(requests)} prompts", where="seed", fix="Give one seed, or one per prompt."
             )
         sampling = [SamplingOptions(temperature, top_k, top_p, own) for own in seeds]
-        ends = () if ignore_eos else self._end_tokens
+        ends = () if ignore_eos else self.end_tokens
         rows = [Row(self.tokenizer, stop, ends) for _ in requests]
         run = self.engine.generate(requests, sampling, max_new_tokens, budget=chosen, end_tokens=ends)
         return Answers(run, rows, time.perf_counter() - start)
