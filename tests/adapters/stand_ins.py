@@ -121,22 +121,6 @@ def disjoint(pair):
     return context[: len(context) - (len(predicted) - 1)], predicted
 
 
-class Bar:
-    """tqdm's progress bar."""
-
-    def __init__(self, total: int, **_: Any):
-        self.total, self.done = total, 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        assert kind is not None or self.done == self.total
-
-    def update(self, n: int) -> None:
-        self.done += n
-
-
 def _module(name: str, **contents: Any) -> types.ModuleType:
     module = types.ModuleType(name)
     module.__dict__.update(contents)
@@ -153,7 +137,6 @@ def installed() -> Iterator[Logger]:
         _module("lmms_eval.api.model", lmms=LMMS),
         _module("lmms_eval.models.registry_v2", ModelManifest=ModelManifest),
         _module("loguru", logger=logger),
-        _module("tqdm", tqdm=Bar),
         _module("lm_eval.api.model", TemplateLM=TemplateLM),
         _module("lm_eval.api.registry", register_model=lambda name: lambda cls: cls),
         _module("lm_eval.utils", get_rolling_token_windows=rolling_windows, make_disjoint_window=disjoint),

@@ -66,15 +66,14 @@ class VilaLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """What tells caches of prompts apart: the model, and how it writes conversations."""
-        style = self.vila.style
-        return f"{self._name}|{'template' if style is None else style.name}".replace("/", "__")
+        """The model's name, by which the harness tells cached prompts apart."""
+        return self._name.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The source of the chat template, for the harness's records; None without one."""
+        """How conversations are written, for the harness's records: the source of a template, or our style."""
         if chat_template is False or chat_template is None:
             return None
-        return self.vila.tokenizer.chat_template if self.vila.style is None else self.vila.style.name
+        return self.vila.tokenizer.chat_template or repr(self.vila.style)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as the text that the model was trained on."""
