@@ -60,41 +60,41 @@ def near(value):
     return pytest.approx(value, rel=0.01)
 
 
-def load(name, *, batch=1, keep=1.0):
+def sizes(name, *, batch=1, keep=1.0):
     config, tiles = preset(name).vlm, PUBLISHED[name].tiles
     visual = round(keep * tiles * config.tokens_per_tile)
-    return config, floors.Load(batch=batch, tiles=tiles, text=64, visual=visual, itemsize=2)
+    return config, floors.Sizes(batch=batch, tiles=tiles, text=64, visual=visual, itemsize=2)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_flops_and_bytes_of_every_stage(name):
-    (config, one), expected = load(name), PUBLISHED[name]
+    (config, one), expected = sizes(name), PUBLISHED[name]
     tower, projector, body, head = floors.prefill_stages(config, one)
     assert tower.flops / one.tiles == near(expected.tower_flops) and tower.bytes == near(expected.tower_bytes)
     assert projector.flops == near(expected.projector_flops) and projector.bytes == near(expected.projector_bytes)
     assert body.flops + head.flops == near(expected.decoder_flops)
     step = floors.decode_work(config, one, 64)
     assert step.flops == near(expected.step_flops)
-    assert floors.decode_work(config, load(name, batch=8)[1], 64).bytes == near(expected.step_bytes)
+    assert floors.decode_work(config, sizes(name, batch=8)[1], 64).bytes == near(expected.step_bytes)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_floors_of_a_batch_of_eight(name):
     expected = PUBLISHED[name]
-    assert 1000 * floors.prefill_floor(*load(name, batch=8), RATES) == near(expected.prefill_ms)
-    assert 1000 * floors.prefill_floor(*load(name, batch=8, keep=0.2), RATES) == near(expected.prefill_20_ms)
-    config, eight = load(name, batch=8)
+    assert 1000 * floors.prefill_floor(*sizes(name, batch=8), RATES) == near(expected.prefill_ms)
+    assert 1000 * floors.prefill_floor(*sizes(name, batch=8, keep=0.2), RATES) == near(expected.prefill_20_ms)
+    config, eight = sizes(name, batch=8)
     assert 1000 * floors.decode_work(config, eight, 64).seconds(RATES) == near(expected.step_ms)
 
 
 def test_small_prompts_are_bound_by_the_weights_that_are_read():
-    config, one = load("llava-1.5-7b", keep=0.05)
+    config, one = sizes("llava-1.5-7b", keep=0.05)
     body = floors.body_work(config, one)
     assert body.seconds(RATES) == body.bytes / RATES.bandwidth > body.flops / RATES.flops
 
 
 def test_what_a_budget_inside_the_decoder_drops_is_neither_computed_nor_read():
-    config, one = load("llava-1.5-7b")
+    config, one = sizes("llava-1.5-7b")
     fewer = dataclasses.replace(one, step=Step.parse("fastv:0.5,layer=2"))
     assert floors.body_work(config, fewer).flops + 2 * 4096 * 32_064 == flops.decoder_flops(
         config.decoder, 64, 576, fewer.step

@@ -28,7 +28,7 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
+class Sizes:
     """What is asked of a model: a batch of equal rows.
 
     Attributes:
@@ -48,59 +48,59 @@ class Load:
     reduction: TowerReduction | None = None
 
 
-def tower_work(config: VLMConfig, load: Load) -> Work:
+def tower_work(config: VLMConfig, sizes: Sizes) -> Work:
     """All tiles of the batch through the tower."""
-    reduced = load.reduction
+    reduced = sizes.reduction
     tile = flops.tower_flops(config) if reduced is None else flops.reduced_tower_flops(config, reduced)
     weights = parameter_counts(config).get("vision_tower", 0)
-    return Work(load.batch * load.tiles * tile, load.itemsize * weights)
+    return Work(sizes.batch * sizes.tiles * tile, sizes.itemsize * weights)
 
 
-def projector_work(config: VLMConfig, load: Load) -> Work:
+def projector_work(config: VLMConfig, sizes: Sizes) -> Work:
     """The visual tokens that are kept, through the projector."""
     weights = parameter_counts(config).get("projector", 0)
-    return Work(load.batch * flops.projector_flops(config, load.visual), load.itemsize * weights)
+    return Work(sizes.batch * flops.projector_flops(config, sizes.visual), sizes.itemsize * weights)
 
 
-def body_work(config: VLMConfig, load: Load) -> Work:
+def body_work(config: VLMConfig, sizes: Sizes) -> Work:
     """The prompts through the layers of the decoder, whose keys and values are written."""
     decoder = config.decoder
-    work = flops.decoder_flops(decoder, load.text, load.visual, load.step) - _head_flops(config)
-    each = [load.text + own for own in layer_tokens(load.step, decoder.num_layers, load.visual)]
+    work = flops.decoder_flops(decoder, sizes.text, sizes.visual, sizes.step) - _head_flops(config)
+    each = [sizes.text + own for own in layer_tokens(sizes.step, decoder.num_layers, sizes.visual)]
     return Work(
-        load.batch * work,
-        load.itemsize * flops.layer_weights(decoder) + load.batch * _cache_bytes(config, each, load.itemsize),
+        sizes.batch * work,
+        sizes.itemsize * flops.layer_weights(decoder) + sizes.batch * _cache_bytes(config, each, sizes.itemsize),
     )
 
 
-def head_work(config: VLMConfig, load: Load) -> Work:
+def head_work(config: VLMConfig, sizes: Sizes) -> Work:
     """The head, on the last position of every row."""
     decoder = config.decoder
-    return Work(load.batch * _head_flops(config), load.itemsize * decoder.hidden_size * decoder.vocab_size)
+    return Work(sizes.batch * _head_flops(config), sizes.itemsize * decoder.hidden_size * decoder.vocab_size)
 
 
-def prefill_stages(config: VLMConfig, load: Load) -> list[Work]:
+def prefill_stages(config: VLMConfig, sizes: Sizes) -> list[Work]:
     """From pixels to the first token."""
-    return [make(config, load) for make in (tower_work, projector_work, body_work, head_work)]
+    return [make(config, sizes) for make in (tower_work, projector_work, body_work, head_work)]
 
 
-def decode_work(config: VLMConfig, load: Load, generated: int | float) -> Work:
+def decode_work(config: VLMConfig, sizes: Sizes, generated: int | float) -> Work:
     """One step of the whole batch.
 
     Args:
       generated: tokens of a row that are in the cache besides its prompt; over many steps their mean.
     """
     decoder = config.decoder
-    each = [load.text + own + generated for own in layer_tokens(load.step, decoder.num_layers, load.visual)]
+    each = [sizes.text + own + generated for own in layer_tokens(sizes.step, decoder.num_layers, sizes.visual)]
     weights = flops.layer_weights(decoder) + decoder.hidden_size * decoder.vocab_size
     attention = 4 * decoder.num_heads * decoder.head_dim * sum(_seen(config, each))
-    cache = _cache_bytes(config, [own + 1 for own in _seen(config, each)], load.itemsize)
-    return Work(load.batch * (2 * weights + attention), load.itemsize * weights + load.batch * cache)
+    cache = _cache_bytes(config, [own + 1 for own in _seen(config, each)], sizes.itemsize)
+    return Work(sizes.batch * (2 * weights + attention), sizes.itemsize * weights + sizes.batch * cache)
 
 
-def prefill_floor(config: VLMConfig, load: Load, rates: Rates) -> float:
+def prefill_floor(config: VLMConfig, sizes: Sizes, rates: Rates) -> float:
     """Seconds from pixels to the first token."""
-    return sum(work.seconds(rates) for work in prefill_stages(config, load))
+    return sum(work.seconds(rates) for work in prefill_stages(config, sizes))
 
 
 def _head_flops(config: VLMConfig) -> int:

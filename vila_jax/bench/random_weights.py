@@ -24,7 +24,7 @@ def random_weight(key: Array, name: str, shape: tuple[int, ...], dtype: DTypeLik
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
-def _normal(key: Array, mean: float, *, shape: tuple[int, ...], dtype: str) -> Float[Array, "..."]:
+def _normal(key: Array, mean: Float[Array, ""], *, shape: tuple[int, ...], dtype: str) -> Float[Array, "..."]:
     return (mean + 0.02 * jax.random.normal(key, shape)).astype(dtype)
 
 

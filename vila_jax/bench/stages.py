@@ -65,11 +65,11 @@ class Bench:
         return calls
 
     @property
-    def load(self) -> floors.Load:
+    def sizes(self) -> floors.Sizes:
         """What the batch asks at least."""
         planner, budget, count = self.subject.engine.planner, self.batch.budget, self.layout.counts[0]
         spec: Spec | None = None if self.layout.tiles is None else self.layout.tiles.spec
-        return floors.Load(
+        return floors.Sizes(
             batch=self.case.batch,
             tiles=planner.tower_tiles(self.pictures[0].geometry),
             text=count.text,
@@ -98,9 +98,9 @@ def prefill(bench: Bench) -> Row:
     """The time to the first token, on the device and on the wall."""
     calls = bench.calls()
     times = interleaved({"device": replay(calls), "wall": _clock("wall", lambda: _first_tokens(bench))}, bench.repeats)
-    config, load = bench.subject.config.vlm, bench.load
-    stages = floors.prefill_stages(config, load)
-    floor = floors.prefill_floor(config, load, bench.rates)
+    config, sizes = bench.subject.config.vlm, bench.sizes
+    stages = floors.prefill_stages(config, sizes)
+    floor = floors.prefill_floor(config, sizes, bench.rates)
     device = times["device"]["device"].median
     work = sum(stage.flops for stage in stages)
     facts = {
@@ -110,7 +110,7 @@ def prefill(bench: Bench) -> Row:
         "floor_seconds": floor,
         "of_floor": floor / device,
         "of_flops": work / device / bench.rates.flops,
-        "tokens_per_second": bench.case.batch * load_tokens(load) / device,
+        "tokens_per_second": bench.case.batch * bench.layout.counts[0].prompt / device,
     }
     return bench.row("prefill", times["device"] | times["wall"], facts)
 
@@ -135,7 +135,7 @@ def decode(bench: Bench) -> Row:
         return {"step": (time.perf_counter() - start) / steps}
 
     times = measure(work, bench.repeats)
-    least = floors.decode_work(bench.subject.config.vlm, bench.load, (bench.case.new_tokens - 1) / 2)
+    least = floors.decode_work(bench.subject.config.vlm, bench.sizes, (bench.case.new_tokens - 1) / 2)
     step = times["step"].median
     facts = {
         "flops": least.flops,
@@ -151,7 +151,7 @@ def decode(bench: Bench) -> Row:
 def generate(bench: Bench) -> Row:
     """Whole answers as a user waits for them: from the files of the pictures to the last token."""
     steps = _further(bench.case)
-    config, load = bench.subject.config.vlm, bench.load
+    config, sizes = bench.subject.config.vlm, bench.sizes
 
     def work() -> dict[str, float]:
         start = time.perf_counter()
@@ -167,8 +167,8 @@ def generate(bench: Bench) -> Row:
         return {"wall": time.perf_counter() - start, "first_token": first}
 
     times = measure(work, bench.repeats)
-    step = floors.decode_work(config, load, (bench.case.new_tokens - 1) / 2).seconds(bench.rates)
-    floor = floors.prefill_floor(config, load, bench.rates) + steps * step
+    step = floors.decode_work(config, sizes, (bench.case.new_tokens - 1) / 2).seconds(bench.rates)
+    floor = floors.prefill_floor(config, sizes, bench.rates) + steps * step
     wall, first = times["wall"].median, times["first_token"].median
     facts = {
         "floor_seconds": floor,
@@ -187,7 +187,7 @@ def vision(bench: Bench) -> Row:
     works["prepare"] = _clock("prepare", bench.batch.pictures)
     found = interleaved(works, bench.repeats)
     times = {clock: value for clocks in found.values() for clock, value in clocks.items()}
-    tower = floors.tower_work(bench.subject.config.vlm, bench.load)
+    tower = floors.tower_work(bench.subject.config.vlm, bench.sizes)
     seconds, floor = times["tower"].median, tower.seconds(bench.rates)
     facts = {
         "flops": tower.flops,
@@ -196,7 +196,7 @@ def vision(bench: Bench) -> Row:
         "floor_seconds": floor,
         "of_floor": floor / seconds,
         "of_flops": tower.flops / seconds / bench.rates.flops,
-        "tiles": bench.case.batch * bench.load.tiles,
+        "tiles": bench.case.batch * bench.sizes.tiles,
         "pictures_per_second": bench.case.batch / (seconds + times["tokens"].median),
     }
     return bench.row("vision", times, facts)
@@ -271,11 +271,6 @@ def replay(calls: Sequence[Call], clock: str = "device") -> Callable[[], dict[st
     """The programs once more, on arguments that lie on the device; nothing waits but the end."""
     prepared = [(call.again, jax.block_until_ready(jax.device_put(call.args))) for call in calls]
     return _clock(clock, lambda: jax.block_until_ready([again(*args) for again, args in prepared]))
-
-
-def load_tokens(load: floors.Load) -> int:
-    """Tokens of a row that the first layer of the decoder reads."""
-    return load.text + load.visual
 
 
 def peak_bytes() -> int:
