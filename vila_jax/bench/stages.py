@@ -87,9 +87,10 @@ class Bench:
             "sequence": count.prompt,
             "padded_sequence": self.layout.prompts.token_ids.shape[1],
             "compile_seconds": self.meter.compile_time,
-            "planned_bytes": max((program.bytes for program in self.meter.programs), default=0),
             "peak_bytes": peak_bytes(),
         }
+        if self.meter.programs:
+            common["planned_bytes"] = max(program.bytes for program in self.meter.programs)
         case = {"model": self.subject.name, "dtype": self.subject.dtype} | dataclasses.asdict(self.case)
         return Row(name, case, times, facts | common)
 
@@ -121,8 +122,8 @@ def decode(bench: Bench) -> Row:
     Chunks of steps follow each other without waiting. The prompts are read again before every repeat, which is not
     timed, since a chunk takes the memory of the cache over.
     """
-    [read] = [call for call in bench.calls() if call.name == _PREFILL]
     steps = _further(bench.case)
+    [read] = [call for call in bench.calls() if call.name == _PREFILL]
 
     def work() -> dict[str, float]:
         progress = jax.block_until_ready(read.again(*read.args))

@@ -151,7 +151,7 @@ def _load(args: argparse.Namespace, progress: Progress) -> "Model":
     from vila_jax.cli.loading import load_model
 
     enable_compile_cache()
-    return load_model(args, progress, path=str(assets.nano()) if args.model == NANO else None)
+    return load_model(args, progress, path=str(assets.nano()) if args.model == NANO else None, on_compile=None)
 
 
 def _settings(args: argparse.Namespace, model: "Model", load: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Of a preset a checkpoint of random bfloat16 weights is written to a temporary fo
 """
 
 import argparse
+import os
 import pathlib
 import tempfile
 
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or no memory were left for the other processes
     import jax.numpy as jnp
 
     from vila_jax.bench.loading import measure_load, write_checkpoint

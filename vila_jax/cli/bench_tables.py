@@ -29,7 +29,6 @@ def _percent(value: float) -> str:
 FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "visual_tokens": ("visual", str),
     "sequence": ("tokens", str),
-    "context": ("context", lambda value: f"{value:,.0f}"),
     "tiles": ("tiles", str),
     "flops": ("work", lambda value: units.rate(value, "FLOP")),
     "file_bytes": ("files", lambda value: units.size(int(value))),
@@ -50,7 +49,6 @@ FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "gain_of_floor": ("gain, floor", lambda value: f"{value:.2f} x"),
     "prefill_against_peer": ("prefill against sdpa", lambda value: f"{value:.2f} x"),
     "decode_against_peer": ("decode against sdpa", lambda value: f"{value:.2f} x"),
-    "mfu": ("MFU", _percent),
     "logit_difference": ("logits differ by", lambda value: f"{value:.1e}"),
     "same_ids": ("same ids", lambda value: "yes" if value else "no"),
     "planned_bytes": ("planned", lambda value: units.size(int(value))),

@@ -20,4 +20,5 @@ def load_model(args: argparse.Namespace, progress: Progress, *, path: str | None
 
     named: dict[str, Any] = {name: getattr(args, name) for name in ("dtype", "revision", "era")}
     chosen = args.model if path is None else path
-    return from_pretrained(chosen, on_tensor=progress.on_tensor, on_compile=progress.on_compile, **named, **options)
+    shown = {"on_tensor": progress.on_tensor, "on_compile": progress.on_compile}
+    return from_pretrained(chosen, **(shown | named | options))

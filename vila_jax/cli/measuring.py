@@ -125,7 +125,7 @@ def load_subject(args: argparse.Namespace, progress: Progress) -> "Subject":
         progress.phase("making random weights")
         return preset_subject(args.model, args.dtype or default_dtype())
     check_name(args.model)
-    return model_subject(load_model(args, progress), pathlib.PurePath(args.model).name)
+    return model_subject(load_model(args, progress, on_compile=None), pathlib.PurePath(args.model).name)
 
 
 def check_name(model: str) -> None:
