@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo train-demo eval-demo test check format clean
+.PHONY: help demo train-demo eval-demo test check format bench-gpu clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ check: $(VENV)/.test ## lint, formatting and types
 format: $(VENV)/.test ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-gpu: ## everything that is measured on one GPU, in parts, into bench_out/; goes on where it stopped
+	PYTHON=$(PYTHON) bench/h200.sh bench_out
 
 clean: ## remove what make has made
 	rm -rf $(VENV) .cache demo_out
