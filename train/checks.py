@@ -84,12 +84,6 @@ def check(stage: Stage) -> None:
             where="rows.parts",
             fix="Use a divisor of rows.rows.",
         )
-    if stage.rows.rows % stage.rows.parts:
-        raise ConfigError(
-            f"{stage.rows.rows} rows cannot be split into {stage.rows.parts} equal parts",
-            where="rows.parts",
-            fix="Let rows be a multiple of parts.",
-        )
     _check_origin(stage)
     parse_mixture(stage.data.mixture)
     if stage.data.style is not None:

@@ -178,7 +178,8 @@ def open_stage(stage: Stage, place: Place) -> Opened:
     optimizer = make_optimizer(stage.optimizer, stage.learning_rate, steps)
     rules = Rules(stage.safety.spike, stage.average)
     specs, soft = [layout.visual.spec for layout in layouts], origin.soft_targets(stage.time_std)
-    objectives = make_objectives(structure, stage, specs, soft)
+    shares = 1 if placement is None else placement.token_shares
+    objectives = make_objectives(structure, stage, specs, soft, shares)
     return Opened(
         stage=dataclasses.replace(stage, steps=steps),
         steps=steps,
