@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from vila_jax.budgets import Budget
 from vila_jax.infer.layout import Planner, Request
@@ -13,16 +13,8 @@ Bucket = tuple[Hashable, tuple[int, ...]]
 fits in a batch of a larger bucket whose first element is the same."""
 
 
-class Bucketed(Protocol):
-    """What knows its bucket."""
-
-    @property
-    def bucket(self) -> Bucket: ...
-
-
 A = TypeVar("A")
 B = TypeVar("B")
-T = TypeVar("T", bound=Bucketed)
 
 _MOST_WAITING = 16
 """Batches' worth of prepared things that are held, with their pictures, before one is sent short."""
@@ -60,15 +52,20 @@ def ahead(work: Callable[[A], B], inputs: Iterable[A], *, workers: int, window: 
                 future.cancel()
 
 
-def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
+def batches(things: Iterable[A], size: int, bucket: Callable[[A], Bucket]) -> Iterator[list[A]]:
     """Batches of things that have one shape together: full ones as soon as they are, then what is left.
+
+    Args:
+      things: in the order of their coming.
+      size: of a full batch.
+      bucket: of a thing.
 
     What is left joins things of larger buckets that differ in lengths alone, so that few shapes are compiled for it.
     """
-    waiting: dict[Bucket, list[T]] = {}
+    waiting: dict[Bucket, list[A]] = {}
     held = 0
     for thing in things:
-        own = waiting.setdefault(thing.bucket, [])
+        own = waiting.setdefault(bucket(thing), [])
         own.append(thing)
         held += 1
         if len(own) < size and held >= _MOST_WAITING * size:
@@ -77,8 +74,8 @@ def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
             yield own[:]
             held -= len(own)
             own.clear()
-    left: dict[Hashable, list[T]] = {}
-    for bucket in sorted((b for b, own in waiting.items() if own), key=lambda b: b[1], reverse=True):
-        left.setdefault(bucket[0], []).extend(waiting[bucket])
+    left: dict[Hashable, list[A]] = {}
+    for kind, lengths in sorted((b for b, own in waiting.items() if own), key=lambda b: b[1], reverse=True):
+        left.setdefault(kind, []).extend(waiting[kind, lengths])
     for own in left.values():
         yield from (own[start : start + size] for start in range(0, len(own), size))

@@ -4,11 +4,12 @@ import pytest
 
 import vila_jax
 from tests.adapters import stand_ins
-from tests.nano import export_narrow
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    from tests.nano import export_narrow  # it wants the training extra, which the environment of lmms-eval lacks
+
     return str(export_narrow(tmp_path_factory.mktemp("adapters") / "narrow"))
 
 

@@ -41,6 +41,10 @@ class _ReadyProbe:
 T = TypeVar("T", _Ready, _ReadyProbe)
 
 
+def _bucket(one: _Ready | _ReadyProbe) -> Bucket:
+    return one.bucket
+
+
 class Bulk:
     """Asks a model with its own budget.
 
@@ -72,7 +76,7 @@ class Bulk:
             groups.setdefault(decoding, []).append(number)
         for decoding, numbers in groups.items():
             ready = self._ready(numbers, makers, decoding, results)
-            for rows, batch in self._filled(batches(ready, self.rows)):
+            for rows, batch in self._filled(batches(ready, self.rows, _bucket)):
                 options = dataclasses.asdict(decoding) | {"max_new_tokens": rows[0].new_tokens}
                 seeds = [seed + row.number for row in rows]
                 answered = self._answer([row.request for row in rows], seeds, options)
@@ -99,7 +103,8 @@ class Bulk:
         """
         probes = make_probes(requests, continuations)
         found: list[list[Likelihood]] = [[]] * len(probes)
-        for rows, batch in self._filled(batches(map(self._ready_probe, range(len(probes)), probes), self.rows)):
+        ready = map(self._ready_probe, range(len(probes)), probes)
+        for rows, batch in self._filled(batches(ready, self.rows, _bucket)):
             scored = self.model.engine.log_likelihoods([row.probe for row in rows], budget=self.model.budget)
             for row, own in zip(batch, scored, strict=False):
                 found[row.number] = own
