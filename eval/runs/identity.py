@@ -91,7 +91,7 @@ def session(contents: str) -> dict[str, Any]:
 
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python -m eval", *sys.argv[1:]]).replace("'python -m eval'", "python -m eval"),
+        "command": f"python -m eval {shlex.join(sys.argv[1:])}",
         "questions_sha256": contents,
         **commit(),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy", "pillow")},

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Hashable, Mapping
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +96,8 @@ def _digest(source: Any) -> str:
     """A hash of a picture's contents."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
-    if isinstance(source, str | PathLike):
-        return hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    if isinstance(source, Path):
+        return hashlib.sha256(source.read_bytes()).hexdigest()
     assert isinstance(source, Image.Image)
     found = hashlib.sha256(f"{source.mode} {source.size} ".encode())
     found.update(source.tobytes())

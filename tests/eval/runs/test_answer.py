@@ -26,7 +26,7 @@ def ask(model, items, *, batch=4, budget=None, before=None, generation=GENERATIO
     return [record for own in runner.records(items, parsed, generation, "run", before) for record in own]
 
 
-@pytest.mark.parametrize("budget", [None, "hired:0.2", "fastv:0.5"])
+@pytest.mark.parametrize("budget", [None, "hired:0.2", "fastv:0.5,layer=1"])
 def test_a_batched_answer_is_the_answer_alone(model, budget):
     items = list(QUESTIONS.items())
     found = {record.index: record for record in ask(model, iter(items), budget=budget)}
