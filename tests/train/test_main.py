@@ -45,14 +45,14 @@ def words(folder, runs, *more, page="first.py"):
 
 
 def test_the_stages_of_a_folder(folder, tmp_path, capsys):
-    """One after another; said first what will be done, with what the command line changes."""
+    """One after another; each says first what it will do."""
     given = words(folder, tmp_path, "--steps", "2", "--optimizer.b2=0.98", page="")
     assert main(given) == 0
     first, second = tmp_path / "tiny" / "first", tmp_path / "tiny" / "second"
     assert len(losses(first)) == len(losses(second)) == 2
     assert pages.from_json((second / "config.json").read_text()).optimizer.b2 == 0.98
     said = capsys.readouterr().err
-    assert said.index("page: 4") < said.index("[tiny/first] 1/2") < said.index("tiny/first: exported to")
+    assert said.index("0.98") < said.index("[tiny/first] 1/2") < said.index("tiny/first: exported to")
     assert said.index("tiny/first: exported to") < said.index("[tiny/second] 2/2")
     assert exported(first).keys() == exported(second).keys()
     assert main(given) == 0
@@ -84,7 +84,7 @@ def test_one_round_of_a_prepared_data_set(folder, tmp_path, capsys):
         (["--data.mixture", "llava_558k"], 3, "there is no data set 'llava_558k'"),
         (["--start", "tiny/frist"], 8, "neither a finished run, nor a folder"),
         (["--budgets", "full", "hirde:0.2"], 7, "Did you mean"),
-        (["--budgets", "fastv:0.5"], 7, "fastv shortens whole prompts inside the decoder"),
+        (["--budgets", "fastv:0.5,layer=1"], 7, "fastv shortens whole prompts inside the decoder"),
         (["--data.style", "plane"], 3, "unknown conversation style"),
         (["--mesh", "data=3"], 3, "cannot be laid over 1 devices"),
         (["--memory-gib", "0.001"], 3, "a device needs"),
