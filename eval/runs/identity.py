@@ -1,5 +1,6 @@
 """Which run this is: all that answers follow from, so that no two runs are mixed; and where and when it took place."""
 
+import collections
 import concurrent.futures
 import dataclasses
 import datetime
@@ -96,7 +97,7 @@ def session(contents: str) -> dict[str, Any]:
         **commit(),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy", "pillow")},
         "machine": f"{processor()}, {os.cpu_count()} cores",
-        "devices": [str(device.device_kind) for device in jax.devices()],
+        "devices": dict(collections.Counter(device.device_kind for device in jax.devices())),
     }
 
 
