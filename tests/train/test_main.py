@@ -84,7 +84,7 @@ def test_one_round_of_a_prepared_data_set(folder, tmp_path, capsys):
         (["--data.mixture", "llava_558k"], 3, "there is no data set 'llava_558k'"),
         (["--start", "tiny/frist"], 8, "neither a finished run, nor a folder"),
         (["--budgets", "full", "hirde:0.2"], 7, "Did you mean"),
-        (["--budgets", "fastv:0.5"], 7, "fastv shortens whole prompts inside the decoder"),
+        (["--budgets", "fastv:0.5,layer=1"], 7, "fastv shortens whole prompts inside the decoder"),
         (["--data.style", "plane"], 3, "unknown conversation style"),
         (["--mesh", "data=3"], 3, "cannot be laid over 1 devices"),
         (["--memory-gib", "0.001"], 3, "a device needs"),
