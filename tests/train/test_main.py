@@ -45,14 +45,14 @@ def words(folder, runs, *more, page="first.py"):
 
 
 def test_the_stages_of_a_folder(folder, tmp_path, capsys):
-    """One after another; said first what will be done, with what the command line changes."""
+    """One after another; each says first what it will do."""
     given = words(folder, tmp_path, "--steps", "2", "--optimizer.b2=0.98", page="")
     assert main(given) == 0
     first, second = tmp_path / "tiny" / "first", tmp_path / "tiny" / "second"
     assert len(losses(first)) == len(losses(second)) == 2
     assert pages.from_json((second / "config.json").read_text()).optimizer.b2 == 0.98
     said = capsys.readouterr().err
-    assert said.index("page: 4") < said.index("[tiny/first] 1/2") < said.index("tiny/first: exported to")
+    assert said.index("0.98") < said.index("[tiny/first] 1/2") < said.index("tiny/first: exported to")
     assert said.index("tiny/first: exported to") < said.index("[tiny/second] 2/2")
     assert exported(first).keys() == exported(second).keys()
     assert main(given) == 0

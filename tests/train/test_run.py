@@ -180,5 +180,4 @@ def test_a_new_model_and_the_stage_after_it(tmp_path):
     first, second = (exported(tmp_path / "tiny" / name) for name in ("first", "second"))
     assert first.keys() == second.keys() and not any("heads" in name for name in first)
     moved = {name for name, value in second.items() if not np.array_equal(value, first[name])}
-    assert {name.split(".")[0] for name in moved} >= {"vision_tower", "language_model"}
-    assert not any("projector" in name or "newline" in name for name in moved)
+    assert {name.split(".")[0] for name in moved} == {"vision_tower", "language_model"}
