@@ -128,8 +128,11 @@ class Begun:
     damaged: tuple[int, ...] = ()
 
 
-def train(stage: Stage, place: Place) -> int:
+def train(stage: Stage, place: Place, page: Stage | None = None) -> int:
     """Carries a stage out, or goes on with it; returns the exit code: 0, or that of the signal that stopped it.
+
+    Args:
+      page: the stage as its page has it, where something was changed; the changes are shown.
 
     Raises:
       VilaError: page, data, checkpoint or machine do not fit; before anything is trained.
@@ -142,12 +145,12 @@ def train(stage: Stage, place: Place) -> int:
         return 0
     trace = _trace(place, stage)
     opened = open_stage(stage, place)
-    page = pages.to_json(opened.stage)
-    _say(pages.show(opened.stage, stage))
+    config = pages.to_json(opened.stage)
+    _say(pages.show(opened.stage, page or stage))
     _check_memory(opened, place)
-    with Checkpoints(folder / CHECKPOINTS, stage.safety, page=json.loads(page), seed=stage.seed) as checkpoints:
+    with Checkpoints(folder / CHECKPOINTS, stage.safety, page=json.loads(config), seed=stage.seed) as checkpoints:
         begun = _begin(opened, checkpoints)
-        write_files(folder, {CONFIG: page})
+        write_files(folder, {CONFIG: config})
         with Stopping() as stopping:
             state, step = _loop(opened, place, begun, checkpoints, stopping, trace)
             checkpoints.wait()
