@@ -115,7 +115,6 @@ class Model:
         images: Sequence[Any] | None = None,
         *,
         messages: Messages | Sequence[Messages] | None = None,
-        max_new_tokens: int = 128,
         budget: BudgetLike = OWN,
         **options: Any,
     ) -> Answers:
