@@ -18,7 +18,7 @@ train-demo: $(VENV)/.train ## train nano's last stage for some minutes (progress
 	$(BIN)/vila-jax ask demo_out/runs/nano/demo/export --image demo_out/scene_1.png --prompt "How many shapes are there?"
 
 test: $(VENV)/.test ## the whole test suite (CPU, no network)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.test ## lint, formatting and types
 	$(BIN)/ruff check .
