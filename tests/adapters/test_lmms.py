@@ -176,7 +176,7 @@ def test_the_loss_is_the_mean_over_the_answer_and_its_end(simple, model):
     answers = [" red", " blue circle", " red"]
     requests = [Instance((DOCS[0]["question"], a, doc_to_visual, 0, "scenes", "test")) for a in answers[:2]]
     requests.append(Instance((DOCS[1]["question"], lambda doc: "red", doc_to_visual, 1, "scenes", "test")))
-    found = simple.loglikelihood(requests)
+    found = [stand_ins.unwrap(result)[0] for result in simple.loglikelihood(requests)]
 
     for i, answer, (loss, is_greedy) in zip((0, 0, 1), answers, found, strict=True):
         messages = doc_to_messages(DOCS[i])

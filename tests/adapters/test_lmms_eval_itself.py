@@ -103,7 +103,7 @@ def check_answers(results, samples, model, docs, pictures) -> None:
     assert results["scenes_rounds"]["all_right,none"] == pytest.approx(np.mean(both))
     assert 0 < np.mean(right) < 1
     logged = sorted(samples["scenes_answer"], key=lambda line: line["doc_id"])
-    assert [line["filtered_resps"][0].strip() for line in logged] == texts
+    assert [line["filtered_resps"].strip() for line in logged] == texts
     counts = [line["token_counts"][0] for line in logged]
     assert [own["input_tokens"] for own in counts] == [answer.usage.prompt_tokens for answer in answers]
     assert [own["output_tokens"] for own in counts] == [answer.usage.completion_tokens for answer in answers]
