@@ -1,6 +1,5 @@
 """Under which circumstances numbers were made, and the page they are put on."""
 
-import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -27,20 +26,11 @@ def circumstances(model: Path | None, command: str, seconds: float) -> dict[str,
         "seconds": round(seconds, 1),
         "machine": f"{processor()}, {os.cpu_count()} cores",
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
-        "versions": versions | _installed(),
+        "versions": versions | {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     if model is not None:
         facts["weights_sha256"] = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
     return facts
-
-
-def _installed() -> dict[str, str]:
-    """The versions of those packages that are there: an exam needs fewer than a study."""
-    found = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def processor() -> str:

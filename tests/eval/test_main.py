@@ -12,7 +12,7 @@ WITHOUT_TRAINING = ("run", "score", "merge", "compare", "report", "judge", "subm
 BARE = """
 import sys
 
-sys.modules |= dict.fromkeys(("grain", "optax", "orbax", "av", "torch", "transformers", "skimage", "hypothesis"))
+sys.modules |= dict.fromkeys(("grain", "av", "torch", "transformers", "skimage", "hypothesis"))
 from eval.__main__ import main
 
 for command in sys.argv[1:]:
@@ -20,7 +20,7 @@ for command in sys.argv[1:]:
         main([command, "--help"])
     except SystemExit as stop:
         assert stop.code == 0, command
-sys.exit(main(["study", "encoder_pruning"]))
+sys.exit(main(["study", "vila_findings"]))
 """
 
 
