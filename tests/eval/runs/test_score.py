@@ -10,6 +10,7 @@ import pytest
 from eval import statistics
 from eval.runs.compare import compare
 from eval.runs.records import Record
+from eval.runs.rows import rows, warnings
 from eval.runs.score import load, score
 from vila_jax.errors import ConfigError, DataError
 
@@ -115,6 +116,13 @@ def test_a_damaged_line_is_a_warning(write_run, answered):
     result = score(folder)
     assert "samples.jsonl, line 3: unreadable; what it said is lost" in result["warnings"]
     assert result["n"] == {"expected": 2, "done": 1, "failed": 0, "missing": 1}
+
+
+def test_a_warning_of_many_runs_is_said_once(write_run, answered):
+    folders = [write_run([answered(0, "a", "a")], budget=f"hired:0.{k}", expected=1 + (k > 1)) for k in range(1, 7)]
+    text = "1 samples are missing: the run is not finished"
+    assert warnings(rows(folders[:2])) == [f"hired:0.2: {text}"]
+    assert warnings(rows(folders)) == [f"5 of 6 runs: {text}"] and warnings(rows(folders[1:])) == [f"all runs: {text}"]
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):
