@@ -24,6 +24,7 @@ from vila_jax.infer.answers import Answers, Generation, Row
 from vila_jax.infer.engine import Engine, OnCompile
 from vila_jax.infer.layout import Medium, Request
 from vila_jax.infer.pictures import limit_of, prepare
+from vila_jax.infer.prefixes import PrefixCache
 from vila_jax.infer.sampler import SamplingOptions
 from vila_jax.nn.config import VLMConfig
 from vila_jax.text.messages import VideoSource, fill_images
@@ -137,6 +138,7 @@ class Model:
         seed: int | Sequence[int] = 0,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        prefixes: PrefixCache | None = None,
     ) -> Answers:
         """Starts a batch: iterate over the result for the new text of every row, then ask it for `results()`.
 
@@ -147,6 +149,7 @@ class Model:
           seed: of the sampling; for a batch one for all or one per row. A row samples as it would alone.
           stop: strings that end an answer.
           ignore_eos: go on after end tokens.
+          prefixes: for a single prompt, what earlier ones have left there is not read again; see `chat`.
 
         Raises:
           VilaError: whatever is wrong with the request, before the device is used.
@@ -164,7 +167,9 @@ class Model:
         sampling = [SamplingOptions(temperature, top_k, top_p, own) for own in seeds]
         ends = () if ignore_eos else self._end_tokens
         rows = [Row(self.tokenizer, stop, ends) for _ in requests]
-        run = self.engine.generate(requests, sampling, max_new_tokens, budget=chosen, end_tokens=ends)
+        run = self.engine.generate(
+            requests, sampling, max_new_tokens, budget=chosen, end_tokens=ends, prefixes=prefixes
+        )
         return Answers(run, rows, time.perf_counter() - start)
 
     def logits(
@@ -369,6 +374,7 @@ def from_pretrained(
     on_compile: OnCompile | None = None,
     era: str | None = None,
     style: str | None = None,
+    image_cache: int = 0,
 ) -> Model:
     """Loads a model from a folder or the Hugging Face Hub.
 
@@ -383,6 +389,8 @@ def from_pretrained(
       era: `v1`, `vila1.5` or `nvila`: the order of merged tokens and the form of prompts, for a VILA checkpoint that
         does not show its own (`vila-jax inspect` says what it shows).
       style: name of a conversation style (see `vila_jax.text`); by default the one that the checkpoint asks for.
+      image_cache: bytes of device memory for what the vision tower said of pictures, so that the same picture is not
+        encoded twice; 0 keeps nothing.
 
     Raises:
       VilaError: the checkpoint cannot be found, read or understood. Nothing is on a device by then.
@@ -401,5 +409,6 @@ def from_pretrained(
         dtype=dtype.name,
         on_compile=on_compile,
         between_tiles=form.between_segments,
+        image_cache=image_cache,
     )
     return Model(checkpoint, engine, form, preprocessor, chosen, written)

@@ -12,12 +12,19 @@ from vila_jax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Tokens of a request: of its text, visual ones without and with the budget, and generated ones."""
+    """Tokens of a request: of its text, visual ones without and with the budget, and generated ones.
+
+    Attributes:
+      cached_tokens: of the prompt, those whose keys and values were kept from an earlier one.
+      cached_images: pictures and frames that the vision tower did not see again.
+    """
 
     text_tokens: int
     visual_tokens_full: int
     visual_tokens_kept: int
     completion_tokens: int
+    cached_tokens: int = 0
+    cached_images: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -120,4 +127,11 @@ class Answers:
 
 
 def _usage(counts: Counts, row: Row) -> Usage:
-    return Usage(counts.text, counts.visual_full, counts.visual_kept, len(row.tokens))
+    return Usage(
+        counts.text,
+        counts.visual_full,
+        counts.visual_kept,
+        len(row.tokens),
+        cached_tokens=counts.cached,
+        cached_images=counts.cached_images,
+    )

@@ -79,6 +79,8 @@ def attention(
         )
     if causal and plain and q.shape[1] == k.shape[-2] and q.shape[1] >= 2 * _MIN_BLOCK:
         return _causal_blocks(q, k, v, lengths, window)
+    if causal and offset is not None and segments is None and q.shape[1] >= 2 * _MIN_BLOCK:
+        return _offset_blocks(q, k, v, lengths, offset, window)
     visible = _visible(
         q.shape[1], k.shape[-2], causal=causal, lengths=lengths, offset=offset, window=window, segments=segments
     )
@@ -159,6 +161,32 @@ def _causal_blocks(
             segments=None,
         )
         blocks.append(_xla_attention(q[:, start:end], k[:, :, first:end], v[:, :, first:end], visible))
+    return jnp.concatenate(blocks, axis=1)
+
+
+def _offset_blocks(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "*rows K S H"],
+    v: Float[Array, "*rows K S H"],
+    lengths: Int[Array, " B"] | None,
+    offset: Int[Array, " B"],
+    window: int | None,
+) -> Float[Array, "B T N H"]:
+    """Causal attention behind a cache, in blocks of queries, so that only the scores of one are in memory at a time."""
+    queries, blocks = q.shape[1], []
+    size = causal_block(queries)
+    for start in range(0, queries, size):
+        part = q[:, start : start + size]
+        visible = _visible(
+            part.shape[1],
+            k.shape[-2],
+            causal=True,
+            lengths=lengths,
+            offset=offset + start,
+            window=window,
+            segments=None,
+        )
+        blocks.append(_xla_attention(part, k, v, visible))
     return jnp.concatenate(blocks, axis=1)
 
 

@@ -1,0 +1,149 @@
+"""Keys and values of what was read before: the next turn of a conversation reads only what is new.
+
+A row is a sequence of *pieces*, tokens of text and placeholders of visual tokens, and two rows that begin with the same
+pieces have the same keys and values there, since attention is causal. A piece of text is named by its id, visual tokens
+by what they follow from: the pixels of the picture and the budget.
+
+    kept       <s> USER: [picture A] w1 w2  ASSISTANT: w3 w4                      its cache, prompt and answer
+    new        <s> USER: [picture A] w1 w2  ASSISTANT: w3 w4 </s> USER: w5 ...
+                                     what both share, copied  |  read now
+
+What cannot be exact is not kept: under a budget inside the decoder the tokens that are left depend on the question, and
+with `dynamic` rope the angles depend on the length of the row.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Hashable
+
+import numpy as np
+
+from vila_jax.budgets import Budget
+from vila_jax.infer.lru import BoundedCache
+from vila_jax.infer.prefill import Before
+from vila_jax.nn.decoder import Cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Visual:
+    """The name of the visual tokens of one placeholder.
+
+    Attributes:
+      content: digests of the pictures of the medium.
+      budget: what chose among them.
+      number: of the placeholder among those of its medium, which are read together or not at all.
+    """
+
+    content: tuple[bytes, ...]
+    budget: Budget | None
+    number: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """A row, piece by piece.
+
+    Attributes:
+      names: an id, or `Visual`.
+      entries: of the cache, that each piece takes.
+      positions: that each piece takes up; more than entries, where tokens keep their original positions.
+    """
+
+    names: tuple[Hashable, ...]
+    entries: tuple[int, ...]
+    positions: tuple[int, ...]
+
+    def shared(self, other: "Passage") -> int:
+        """Pieces that both begin with."""
+        pairs = zip(self.names, other.names, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def followed_by(self, tokens: list[int]) -> "Passage":
+        """With tokens of text behind it."""
+        ones = (1,) * len(tokens)
+        return Passage(self.names + tuple(tokens), self.entries + ones, self.positions + ones)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What is known of a row.
+
+    Attributes:
+      names: of the pieces that need not be read.
+      entries: that each of them takes of the cache; fewer than planned where a budget has left slots unused.
+      position: of what follows.
+      cache: of the row that they were read with.
+    """
+
+    names: tuple[Hashable, ...]
+    entries: tuple[int, ...]
+    position: int
+    cache: Cache
+
+    @property
+    def length(self) -> int:
+        """Of the cache, used or not."""
+        return self.cache[0][0].shape[-2]
+
+    @property
+    def before(self) -> Before:
+        """For the prefill of a single row."""
+        return Before(self.cache, *np.asarray([[sum(self.entries)], [self.position]], np.int32))
+
+
+class PrefixCache:
+    """Rows that were read, with their answers. A row that goes on from another takes its place.
+
+    One may serve any number of conversations with one model, one after another.
+
+    Args:
+      max_bytes: of device memory; a row that needs more alone is not kept.
+
+    Raises:
+      ConfigError: the size is negative.
+    """
+
+    def __init__(self, max_bytes: int):
+        self._held: BoundedCache[Cache] = BoundedCache(max_bytes, "max_bytes")
+
+    @property
+    def nbytes(self) -> int:
+        """Of device memory, held now."""
+        return self._held.nbytes
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def clear(self) -> None:
+        """Lets go of all rows."""
+        self._held.clear()
+
+    def find(self, passage: Passage) -> Found | None:
+        """What is known of the beginning of a row, if anything is; at least its last piece is left to read."""
+        shared = {key: key.shared(passage) for key, _ in self._held.items() if isinstance(key, Passage)}
+        if not shared:
+            return None
+        key = max(shared, key=lambda key: shared[key])
+        pieces = min(shared[key], len(passage.names) - 1)
+        pieces = _outside_media(passage, pieces)
+        if not pieces:
+            return None
+        cache = self._held.get(key)
+        assert cache is not None
+        return Found(passage.names[:pieces], key.entries[:pieces], sum(passage.positions[:pieces]), cache)
+
+    def keep(self, passage: Passage, cache: Cache) -> None:
+        """Keeps a row, in place of those that it goes on from."""
+        for key, _ in list(self._held.items()):
+            if isinstance(key, Passage) and passage.names[: len(key.names)] == key.names:
+                self._held.drop(key)
+        self._held.put(passage, cache)
+
+
+def _outside_media(passage: Passage, at: int) -> int:
+    """The last place up to this one at which no medium has only begun."""
+    following = next((name for name in passage.names[at:] if isinstance(name, Visual)), None)
+    if following is None or following.number == 0:
+        return at
+    first = dataclasses.replace(following, number=0)
+    return max(i for i in range(at) if passage.names[i] == first)
