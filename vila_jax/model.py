@@ -16,6 +16,7 @@ from PIL import Image
 from vila_jax.assemble import make_form, make_preprocessor, make_style
 from vila_jax.budgets import Budget, required_intermediates, tokens_of_tile
 from vila_jax.budgets.tower import make_reduction
+from vila_jax.chat import Chat
 from vila_jax.dist.rules import ShardingRules
 from vila_jax.errors import PromptError
 from vila_jax.hf.checkpoint import Checkpoint, open_checkpoint
@@ -171,6 +172,10 @@ class Model:
             requests, sampling, max_new_tokens, budget=chosen, end_tokens=ends, prefixes=prefixes
         )
         return Answers(run, rows, time.perf_counter() - start)
+
+    def chat(self, system: str | None = None, *, prefixes: PrefixCache | None = None, **options: Any) -> Chat:
+        """Begins a conversation of several turns, each of which reads only what is new; see `vila_jax.chat.Chat`."""
+        return Chat(self, system=system, prefixes=prefixes, **options)
 
     def logits(
         self,

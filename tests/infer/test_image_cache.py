@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import vila_jax
-from tests.infer.checkpoints import photo, write
+from tests.infer.checkpoints import photo
 from vila_jax.errors import ConfigError
 from vila_jax.infer import image_cache
 from vila_jax.infer.lru import BoundedCache

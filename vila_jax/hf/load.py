@@ -1,7 +1,8 @@
 """Weights of a checkpoint into a model's state: checked as a whole first, then one tensor at a time.
 
-Each tensor travels file -> host buffer -> its place on the devices before the next one is read, so that host memory
-beyond the parameters themselves stays at about two tensors.
+Each tensor travels file -> host buffer -> its place on the devices while at most the next one is read, so that host
+memory beyond the parameters themselves stays at about two tensors. Threads share the reading of each, see
+`vila_jax.hf.safetensors`.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from vila_jax.dist.rules import ShardingRules, sharding_for
 from vila_jax.errors import CheckpointError
 from vila_jax.hf.checkpoint import Checkpoint
 from vila_jax.hf.files import name_list
-from vila_jax.hf.safetensors import Shard, aligned_empty
+from vila_jax.hf.safetensors import Shard
 from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.params import abstract, dotted, logical_axes
 from vila_jax.nn.positions import resize_positions_bicubic, resize_positions_linear
@@ -56,12 +57,13 @@ class Source:
         """As stored, before any resizing."""
         return self.shard.tensors[self.name].shape[self.unit_axes :]
 
-    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """The weight, or the part of it under `index` (one slice an axis), in memory of its own."""
+    def read(self, index: tuple[slice, ...] = (), dtype: DTypeLike | None = None) -> np.ndarray:
+        """The weight, or the part of it under `index` (one slice an axis), in memory of its own; perhaps converted."""
         if self.resize is not None:
-            return self.resize(self.shard.read(self.name).reshape(self.shape))[index]
-        stored = self.shard.read(self.name, (slice(None),) * self.unit_axes + index if index else None)
-        return stored.reshape(stored.shape[self.unit_axes :])
+            resized = self.resize(self.shard.read(self.name).reshape(self.shape))[index]
+            return resized if dtype is None else resized.astype(dtype)
+        read = self.shard.read(self.name, (slice(None),) * self.unit_axes + index if index else None, dtype)
+        return read.reshape(read.shape[self.unit_axes :])
 
 
 def abstract_model(config: VLMConfig, dtype: DTypeLike) -> tuple[nnx.GraphDef, nnx.State]:
@@ -126,13 +128,7 @@ def _place(source: Source, shape: tuple[int, ...], dtype: np.dtype, sharding: Na
 
     @functools.cache  # devices that hold copies of the same part share one read
     def part(index: tuple[tuple[int | None, int | None], ...]) -> np.ndarray:
-        slices = tuple(slice(start, stop) for start, stop in index)
-        stored = source.read(slices)
-        if stored.dtype == dtype:
-            return stored
-        cast = aligned_empty(stored.shape, dtype)
-        cast[...] = stored
-        return cast
+        return source.read(tuple(slice(start, stop) for start, stop in index), dtype)
 
     if sharding is None:
         return jax.device_put(part(()))

@@ -1,7 +1,8 @@
 """From chunks of token ids to text: what a request gets back."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from vila_jax.infer.counts import Counts
 from vila_jax.infer.run import Run
@@ -107,14 +108,15 @@ class Answers:
     def __init__(self, run: Run, rows: list[Row], preprocess: float):
         self._run, self._rows, self._preprocess = run, rows, preprocess
 
-    def __iter__(self) -> Iterator[list[str]]:
-        for chunk in self._run:
-            rows = zip(self._rows, chunk.tokens, chunk.done, strict=True)
-            pieces = [row.push(tokens, last=done) for row, tokens, done in rows]
-            for i, row in enumerate(self._rows):
-                if row.stopped:
-                    self._run.stop(i)
-            yield pieces
+    def __iter__(self) -> Generator[list[str], None, None]:
+        with contextlib.closing(self._run):
+            for chunk in self._run:
+                rows = zip(self._rows, chunk.tokens, chunk.done, strict=True)
+                pieces = [row.push(tokens, last=done) for row, tokens, done in rows]
+                for i, row in enumerate(self._rows):
+                    if row.stopped:
+                        self._run.stop(i)
+                yield pieces
 
     def results(self) -> list[Generation]:
         """The answers, once the iteration is over."""

@@ -186,9 +186,7 @@ class Planner:
         check_lengths([row.count for row in rows], new_tokens, self.config.context_length)
         return rows, pools
 
-    def _row(
-        self, request: Request, segments: list[list[Int[np.ndarray, " tokens"]]], budget: Budget | None
-    ) -> "PromptRow":
+    def _row(self, request: Request, segments: list[list[Int[np.ndarray, " _"]]], budget: Budget | None) -> "PromptRow":
         placeholder, own = self.config.image_token_id, [segment for medium in segments for segment in medium]
         token_ids, source = expand(request.token_ids, placeholder, own)
         slots = [len(segment) for segment in own]

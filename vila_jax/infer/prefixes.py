@@ -16,11 +16,13 @@ import dataclasses
 import itertools
 from collections.abc import Hashable
 
+import jax.numpy as jnp
 import numpy as np
 
 from vila_jax.budgets import Budget
 from vila_jax.infer.lru import BoundedCache
 from vila_jax.infer.prefill import Before
+from vila_jax.nn.config import DecoderConfig
 from vila_jax.nn.decoder import Cache
 
 
@@ -138,6 +140,11 @@ class PrefixCache:
             if isinstance(key, Passage) and passage.names[: len(key.names)] == key.names:
                 self._held.drop(key)
         self._held.put(passage, cache)
+
+
+def row_bytes(config: DecoderConfig, length: int, dtype: str) -> int:
+    """Device memory that the keys and values of one row take."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * length * jnp.dtype(dtype).itemsize
 
 
 def _outside_media(passage: Passage, at: int) -> int:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -84,30 +84,36 @@ class Run:
     def __iter__(self) -> Iterator[Chunk]:
         return self._chunks
 
+    def close(self) -> None:
+        """Gives the batch up, if it is not over."""
+        self._chunks.close()
+
     def stop(self, row: int) -> None:
         """Ends a row; the others go on."""
         self._stopped.add(row)
 
-    def _generate(self, layout: Layout) -> Iterator[Chunk]:
+    def _generate(self, layout: Layout) -> Generator[Chunk, None, None]:
+        yield from self._steps(layout.schedule, *self._prefill(layout))
+
+    def _prefill(self, layout: Layout) -> tuple[Progress, Bool[Array, " V"] | None]:
+        """Where the rows stand behind their prompts, and which visual tokens are used."""
         with self._clock("prefill"):
             visual = self._phases.visual_tokens(layout.tiles)
             arrays = visual, self._sampler, self._limit, self._ends, self._before
             progress = jax.block_until_ready(self._phases.prefill(layout, *arrays))
-        self._before = None  # may be dropped now
+        self._before = None  # nothing here keeps its memory any longer
         self._settle_counts(np.asarray(progress.lengths)[: len(self.counts)])
-        yield from self._steps(layout.schedule, progress, None if visual is None else visual.valid)
+        return progress, None if visual is None else visual.valid
 
     def _steps(
         self, schedule: Schedule | SparseSchedule | None, progress: Progress | None, valid: Bool[Array, " V"] | None
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """The first token of every row, then chunk by chunk the others."""
         assert progress is not None
         phases, done = self._phases, np.asarray(progress.done)
         known = chunk = [[int(token)] for token in np.asarray(progress.token)[: len(self.counts)]]
         try:
-            if (
-                not done.all()
-            ):  # compiled before the first token is handed out, so that a stream does not stall after it
+            if not done.all():  # compiled before the first token is handed out, lest a stream stall after it
                 with self._clock("decode"):
                     phases.compile_decode(progress, self._stopped_rows(), self._sampler, self._ends, schedule)
             yield Chunk(chunk, done[: len(chunk)].tolist())
