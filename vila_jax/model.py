@@ -14,8 +14,8 @@ from jaxtyping import Float
 from PIL import Image
 
 from vila_jax.assemble import make_form, make_preprocessor, make_style
-from vila_jax.budgets import Budget, required_intermediates, tokens_of_tile
-from vila_jax.budgets.tower import make_reduction
+from vila_jax.budgets import Budget
+from vila_jax.budgets.check import check_budget
 from vila_jax.chat import Chat
 from vila_jax.dist.rules import ShardingRules
 from vila_jax.errors import PromptError
@@ -27,7 +27,6 @@ from vila_jax.infer.layout import Medium, Request
 from vila_jax.infer.pictures import limit_of, prepare
 from vila_jax.infer.prefixes import PrefixCache
 from vila_jax.infer.sampler import SamplingOptions
-from vila_jax.nn.config import VLMConfig
 from vila_jax.text.messages import VideoSource, fill_images
 from vila_jax.text.prompts import PromptForm
 from vila_jax.text.styles import Style
@@ -63,6 +62,7 @@ class Model:
       form: how pictures and text become token ids.
       budget: used where a call names none.
       style: how conversations are written; None where the checkpoint's own chat template says it.
+      end_tokens: ids that end an answer.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Model:
         self.checkpoint, self.engine, self.form = checkpoint, engine, form
         self.preprocessor, self.budget, self.style = preprocessor, budget, style
         self.config, self.tokenizer = checkpoint.config, form.tokenizer
-        self._end_tokens = tuple(dict.fromkeys((*self.config.eos_ids, *form.stop_ids(style))))
+        self.end_tokens = tuple(dict.fromkeys((*self.config.eos_ids, *form.stop_ids(style))))
 
     def generate(
         self,
@@ -166,11 +166,10 @@ class Model:
                 f"{len(seeds)} seeds for {len(requests)} prompts", where="seed", fix="Give one seed, or one per prompt."
             )
         sampling = [SamplingOptions(temperature, top_k, top_p, own) for own in seeds]
-        ends = () if ignore_eos else self._end_tokens
+        ends = () if ignore_eos else self.end_tokens
         rows = [Row(self.tokenizer, stop, ends) for _ in requests]
-        run = self.engine.generate(
-            requests, sampling, max_new_tokens, budget=chosen, end_tokens=ends, prefixes=prefixes
-        )
+        how = {"budget": chosen, "end_tokens": ends, "prefixes": prefixes}
+        run = self.engine.generate(requests, sampling, max_new_tokens, **how)
         return Answers(run, rows, time.perf_counter() - start)
 
     def chat(self, system: str | None = None, *, prefixes: PrefixCache | None = None, **options: Any) -> Chat:
@@ -347,21 +346,6 @@ def parse_budget(budget: BudgetLike, checkpoint: Checkpoint) -> Budget | None:
     return parsed
 
 
-def check_budget(budget: Budget, vlm: VLMConfig) -> None:
-    """Refuses a budget that a model cannot meet.
-
-    Raises:
-      BudgetError: the model lacks what a method needs.
-    """
-    if (step := budget.step("tower")) is not None:
-        make_reduction(step.tower_method, tokens_of_tile(step, vlm.vision.num_patches), vlm)
-    if (step := budget.step("tokens")) is not None:
-        step.token_method.check(vlm)
-        required_intermediates(step, vlm.vision, vlm.vision_depth)
-    if (step := budget.step("decoder")) is not None:
-        step.decoder_method.check(vlm.decoder.num_layers, step.keep)
-
-
 def default_dtype() -> DTypeLike:
     """bfloat16 on accelerators, float32 on CPUs, whose bfloat16 products are many times slower."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -394,8 +378,7 @@ def from_pretrained(
       era: `v1`, `vila1.5` or `nvila`: the order of merged tokens and the form of prompts, for a VILA checkpoint that
         does not show its own (`vila-jax inspect` says what it shows).
       style: name of a conversation style (see `vila_jax.text`); by default the one that the checkpoint asks for.
-      image_cache: bytes of device memory for what the vision tower said of pictures, so that the same picture is not
-        encoded twice; 0 keeps nothing.
+      image_cache: bytes of device memory for pictures that are not encoded again; 0 keeps none.
 
     Raises:
       VilaError: the checkpoint cannot be found, read or understood. Nothing is on a device by then.
