@@ -167,10 +167,9 @@ class Model:
             )
         sampling = [SamplingOptions(temperature, top_k, top_p, own) for own in seeds]
         ends = () if ignore_eos else self.end_tokens
-        rows = [Row(self.tokenizer, stop, ends) for _ in requests]
-        how = {"budget": chosen, "end_tokens": ends, "prefixes": prefixes}
+        how: dict[str, Any] = {"budget": chosen, "end_tokens": ends, "prefixes": prefixes}
         run = self.engine.generate(requests, sampling, max_new_tokens, **how)
-        return Answers(run, rows, time.perf_counter() - start)
+        return Answers(run, [Row(self.tokenizer, stop, ends) for _ in requests], time.perf_counter() - start)
 
     def chat(self, system: str | None = None, *, prefixes: PrefixCache | None = None, **options: Any) -> Chat:
         """Begins a conversation of several turns, each of which reads only what is new; see `vila_jax.chat.Chat`."""
@@ -385,9 +384,8 @@ def from_pretrained(
     """
     checkpoint = open_checkpoint(path_or_hub_id, revision=revision, era=era)
     chosen = parse_budget(budget, checkpoint)
-    form = make_form(checkpoint)
+    form, preprocessor = make_form(checkpoint), make_preprocessor(checkpoint)
     written = make_style(checkpoint, form.tokenizer, str(path_or_hub_id), style)
-    preprocessor = make_preprocessor(checkpoint)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     graphdef, state = load_state(checkpoint, dtype=dtype, mesh=mesh, rules=rules, on_tensor=on_tensor)
     engine = Engine(

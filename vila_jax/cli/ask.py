@@ -123,7 +123,8 @@ def _summary(result: "Generation", load: float) -> dict[str, Any]:
 def closing_line(result: "Generation") -> str:
     """One line about what was read and written, and how fast."""
     usage, timings = result.usage, result.timings
-    parts = [f"{usage.prompt_tokens:,} prompt tokens"]
+    cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
+    parts = [f"{usage.prompt_tokens:,} prompt tokens{cached}"]
     if usage.visual_tokens_full:
         parts.append(f"visual {usage.visual_tokens_full:,} → {usage.visual_tokens_kept:,}")
     parts.append(f"first token {units.seconds(timings.time_to_first_token)}")

@@ -1,0 +1,74 @@
+"""`vila-jax warmup`: what it has compiled is not compiled again."""
+
+import json
+
+import jax
+import pytest
+
+from tests.compilations import counter
+from vila_jax.cli import cache
+from vila_jax.infer.sampler import SamplingOptions
+from vila_jax.model import from_pretrained
+from vila_jax.warmup import warm_up
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "programs"))
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_requests_of_the_buckets_compile_nothing(llava, photo):
+    model = from_pretrained(llava)
+    sampling = SamplingOptions(temperature=1.0)
+    warmed = warm_up(model, [40, 90], budgets=[None, "hired:4"], new_tokens=8)
+    warmed += warm_up(model, [40], new_tokens=8, sampling=sampling)
+    assert [(one.budget, one.bucket) for one in warmed] == [
+        *((budget, bucket) for budget in (None, "hired:4") for bucket in (64, 96)),
+        (None, 64),
+    ]
+    assert all(one.cache >= one.bucket and one.compile_time > 0 for one in warmed)
+    with counter() as count:
+        for words in ("hello", "hello " * 20):
+            for budget in (None, "hired:4"):
+                model.generate(f"<image> {words}", [photo], budget=budget, max_new_tokens=8)
+        model.generate("<image> hello", [photo], max_new_tokens=8, temperature=0.7)
+    assert count() == 0
+
+
+def test_the_object_says_what_was_compiled(vila_jax_cli, llava, tmp_path):
+    code, out, err = vila_jax_cli("warmup", llava, "--json", "--max-new-tokens", 4)
+    said = json.loads(out)
+    assert (code, err) == (0, "")
+    assert said["cache"] == str(tmp_path / "programs") and len(said["warmed"]) == 1
+    assert said["warmed"][0].keys() == {"budget", "bucket", "cache_length", "compile_s"}
+
+
+def test_the_table_has_a_row_for_each(vila_jax_cli, llava):
+    arguments = ("--image-size", "0x0", "--buckets", 10, 40, "--budget", "hired:0.5", "--max-new-tokens", 4)
+    code, out, err = vila_jax_cli("warmup", llava, *arguments)
+    assert code == 0 and out.count("hired:0.5") == 2 and "added to" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--buckets", 5], "around it are"),
+        (["--buckets", 512], "context is 512"),
+        (["--budget", "hird:0.2"], "hired"),
+        (["--image-size", "large"], "HEIGHTxWIDTH"),
+    ],
+)
+def test_what_cannot_be_compiled(vila_jax_cli, llava, arguments, said):
+    code, _, err = vila_jax_cli("warmup", llava, *arguments)
+    assert code != 0 and said in err
+
+
+def test_without_a_cache_there_is_nothing_to_do(vila_jax_cli, llava, monkeypatch):
+    monkeypatch.setenv(cache.VARIABLE, "off")
+    code, _, err = vila_jax_cli("warmup", llava)
+    assert code == 3 and cache.VARIABLE in err
