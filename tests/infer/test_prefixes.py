@@ -38,7 +38,13 @@ def converse(model, chat, turns, **options):
 
 
 @pytest.mark.parametrize(
-    "spec", [None, "hired:0.3", "hired:0.5,variant=code,swap=false,positions=original", "downsample:0.5+random:6"]
+    "spec",
+    [
+        None,
+        "hired:0.5,variant=code,swap=false",  # leaves slots unused
+        "hired:0.5,variant=code,swap=false,positions=original",
+        "downsample:0.5+random:6",
+    ],
 )
 def test_turns_are_answered_as_the_whole_conversation(model, spec):
     answers = converse(model, model.chat(budget=spec, **OPTIONS), TURNS, budget=spec)
@@ -184,14 +190,23 @@ def test_turns_of_the_same_buckets_compile_nothing(model, count_compilations):
     assert count() == 0
 
 
+def test_rows_of_another_model_are_refused(model):
+    prefixes = PrefixCache(ROOM)
+    prefixes.belong_to(model.engine.planner)
+    prefixes.belong_to(model.engine.planner)
+    other = from_pretrained(VILA / "nvila_lite_qwen2_dynamic")
+    with pytest.raises(ConfigError, match="another model"):
+        other.answers("What?", prefixes=prefixes)
+
+
 def test_media_are_read_whole():
     names = (1, *(Visual((b"a",), None, number) for number in range(3)), 2, 3)
-    passage = Passage(names, (1,) * 6, (1,) * 6)
+    passage = Passage(names, (1,) * 6)
     prefixes = PrefixCache(ROOM)
-    cut = Passage(names[:3], (1,) * 3, (1,) * 3)
+    cut = Passage(names[:3], (1,) * 3)
     prefixes.keep(cut, ((np.zeros((1, 8, 2)), np.zeros((1, 8, 2))),))
     assert prefixes.find(passage).names == names[:1]
-    assert prefixes.find(Passage((5, 6), (1, 1), (1, 1))) is None
+    assert prefixes.find(Passage((5, 6), (1, 1))) is None
 
 
 def test_a_negative_size_is_refused():

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "talk with a model about pictures"
 
+_PICTURES = 2**28  # bytes; for those that are shown again after /new
 _WORDS = "/image FILE, /new or /quit"
 
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     images = [open_image(source) for source in args.image]  # before gigabytes of weights are read
     enable_compile_cache()
     with Progress() as progress:
-        model = load_model(args, progress, budget=args.budget, style=args.style)
+        model = load_model(args, progress, budget=args.budget, style=args.style, image_cache=_PICTURES)
     conversation = _Conversation(model, args, images)
     while (line := _next_line()) is not None:
         try:

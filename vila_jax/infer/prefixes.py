@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vila_jax.budgets import Budget
+from vila_jax.errors import ConfigError
 from vila_jax.infer.lru import BoundedCache
 from vila_jax.infer.prefill import Before
 from vila_jax.nn.config import DecoderConfig
@@ -48,12 +49,12 @@ class Passage:
     Attributes:
       names: an id, or `Visual`.
       entries: of the cache, that each piece takes.
-      positions: that each piece takes up; more than entries, where tokens keep their original positions.
+      positions: that each piece takes up, where tokens keep their original ones; else each entry takes one.
     """
 
     names: tuple[Hashable, ...]
     entries: tuple[int, ...]
-    positions: tuple[int, ...]
+    positions: tuple[int, ...] | None = None
 
     def shared(self, other: "Passage") -> int:
         """Pieces that both begin with."""
@@ -63,7 +64,8 @@ class Passage:
     def followed_by(self, tokens: list[int]) -> "Passage":
         """With tokens of text behind it."""
         ones = (1,) * len(tokens)
-        return Passage(self.names + tuple(tokens), self.entries + ones, self.positions + ones)
+        positions = None if self.positions is None else self.positions + ones
+        return Passage(self.names + tuple(tokens), self.entries + ones, positions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,7 @@ class PrefixCache:
 
     def __init__(self, max_bytes: int):
         self._held: BoundedCache[Cache] = BoundedCache(max_bytes, "max_bytes")
+        self._owner: object | None = None
 
     @property
     def nbytes(self) -> int:
@@ -120,6 +123,18 @@ class PrefixCache:
         """Lets go of all rows."""
         self._held.clear()
 
+    def belong_to(self, owner: object) -> None:
+        """Holds rows of one model alone: keys and values of another would be found under the same names.
+
+        Raises:
+          ConfigError: it has served another.
+        """
+        if self._owner is not None and self._owner is not owner:
+            raise ConfigError(
+                "it holds rows of another model", where="prefixes", fix="Give every model a PrefixCache of its own."
+            )
+        self._owner = owner
+
     def find(self, passage: Passage) -> Found | None:
         """What is known of the beginning of a row, if anything is; at least its last piece is left to read."""
         shared = {key: key.shared(passage) for key, _ in self._held.items() if isinstance(key, Passage)}
@@ -130,9 +145,9 @@ class PrefixCache:
         pieces = _outside_media(passage, pieces)
         if not pieces:
             return None
-        cache = self._held.get(key)
+        cache, places = self._held.get(key), key.entries if key.positions is None else key.positions
         assert cache is not None
-        return Found(passage.names[:pieces], key.entries[:pieces], sum(passage.positions[:pieces]), cache)
+        return Found(passage.names[:pieces], key.entries[:pieces], sum(places[:pieces]), cache)
 
     def keep(self, passage: Passage, cache: Cache) -> None:
         """Keeps a row, in place of those that it goes on from."""

@@ -36,7 +36,8 @@ def passage_of(planner: Planner, request: Request, budget: Budget | None, new_to
     pieces = iter(zip(visual, row.slots, row.spans, strict=True))
     placeholder = planner.config.image_token_id
     placed = [next(pieces) if token == placeholder else (int(token), 1, 1) for token in request.token_ids]
-    return Passage(*(tuple(column) for column in zip(*placed, strict=True))), row.count
+    names, entries, positions = (tuple(column) for column in zip(*placed, strict=True))
+    return Passage(names, entries, positions if planner.keeps_positions(budget) else None), row.count
 
 
 def lay_out_rest(
@@ -98,8 +99,9 @@ def resume(
       The layout, what was read before, and what keeps the row.
 
     Raises:
-      VilaError: whatever `Planner.layout` refuses.
+      VilaError: whatever `Planner.layout` refuses; or the prefixes are those of another model.
     """
+    prefixes.belong_to(planner)
     planned, count = passage_of(planner, request, budget, new_tokens)
     found = prefixes.find(planned)
     layout = None if found is None else lay_out_rest(planner, request, budget, new_tokens, found)
