@@ -16,6 +16,7 @@ from vila_jax.infer.prefixes import Passage, PrefixCache, Visual
 from vila_jax.infer.resume import keeps_prefixes, lay_out_rest, passage_of
 from vila_jax.model import from_pretrained
 from vila_jax.nn.attention import attention
+from vila_jax.vision.geometry import TileGeometry
 
 VILA = pathlib.Path(__file__).parents[1] / "golden" / "vila" / "checkpoints"
 WIDE, TALL, SQUARE = photo(33, 71), photo(90, 41), photo(60, 60)
@@ -200,7 +201,7 @@ def test_rows_of_another_model_are_refused(model):
 
 
 def test_media_are_read_whole():
-    names = (1, *(Visual((b"a",), None, number) for number in range(3)), 2, 3)
+    names = (1, *(Visual(((b"a", TileGeometry(4, (60, 60))),), None, number) for number in range(3)), 2, 3)
     passage = Passage(names, (1,) * 6)
     prefixes = PrefixCache(ROOM)
     cut = Passage(names[:3], (1,) * 3)

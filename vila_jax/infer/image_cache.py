@@ -65,14 +65,16 @@ class ImageCache:
         """For every picture of a batch whether it is here; counts nothing."""
         if tiles is None or not self.is_on:
             return [] if tiles is None else [False] * len(tiles.images)
-        return [_has(self._held.peek(key), tiles.spec.wanted) for key in _keys(tiles)]
+        held = map(self._held.peek, _keys(tiles))
+        return [rows is not None and _has(rows, tiles.spec.wanted) for rows in held]
 
     def encode(self, programs: Programs, tiles: Tiles) -> Encoded:
         """What the tower says of all tiles of a batch. Rows that only fill it up hold anything."""
         if not self.is_on:
             return _encode(programs, tiles.packed, tiles)
         keys, wanted = _keys(tiles), tiles.spec.wanted
-        found = {key: rows for key in keys if _has(rows := self._held.get(key), wanted) and rows is not None}
+        looked_up = {key: self._held.get(key) for key in keys}
+        found = {key: rows for key, rows in looked_up.items() if rows is not None and _has(rows, wanted)}
         missing = [i for i, key in enumerate(keys) if key not in found and key not in keys[:i]]
         self.lookups.hits += len(keys) - len(missing)
         self.lookups.misses += len(missing)
@@ -100,8 +102,8 @@ class ImageCache:
         return rows
 
 
-def _has(rows: Rows | None, wanted: Sequence[str]) -> bool:
-    return rows is not None and all(name in rows[0].intermediates for name in wanted)
+def _has(rows: Rows, wanted: Sequence[str]) -> bool:
+    return all(name in rows[0].intermediates for name in wanted)
 
 
 def _keys(tiles: Tiles) -> list[Hashable]:

@@ -25,6 +25,7 @@ from vila_jax.infer.lru import BoundedCache
 from vila_jax.infer.prefill import Before
 from vila_jax.nn.config import DecoderConfig
 from vila_jax.nn.decoder import Cache
+from vila_jax.vision.geometry import TileGeometry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +33,12 @@ class Visual:
     """The name of the visual tokens of one placeholder.
 
     Attributes:
-      content: digests of the pictures of the medium.
+      content: of the pictures of the medium, what their pixels are and how they become tokens.
       budget: what chose among them.
       number: of the placeholder among those of its medium, which are read together or not at all.
     """
 
-    content: tuple[bytes, ...]
+    content: tuple[tuple[bytes, TileGeometry], ...]
     budget: Budget | None
     number: int
 

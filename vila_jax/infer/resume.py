@@ -29,7 +29,7 @@ def passage_of(planner: Planner, request: Request, budget: Budget | None, new_to
     [row], _ = planner.rows([request], budget, new_tokens)
     effective = planner.effective(budget)
     visual = [
-        Visual(tuple(image.digest for image in images_of(medium)), effective, number)
+        Visual(tuple((image.digest, image.geometry) for image in images_of(medium)), effective, number)
         for medium, placeholders in zip(request.media, row.placeholders, strict=True)
         for number in range(placeholders)
     ]
