@@ -23,20 +23,23 @@ def _own_cache(monkeypatch, tmp_path):
 
 
 def test_requests_of_the_buckets_compile_nothing(llava, photo):
-    model = from_pretrained(llava)
-    sampling = SamplingOptions(temperature=1.0)
-    warmed = warm_up(model, [40, 90], budgets=[None, "hired:4"], new_tokens=8)
-    warmed += warm_up(model, [40], new_tokens=8, sampling=sampling)
-    assert [(one.budget, one.bucket) for one in warmed] == [
-        *((budget, bucket) for budget in (None, "hired:4") for bucket in (64, 96)),
-        (None, 64),
-    ]
-    assert all(one.cache >= one.bucket and one.compile_time > 0 for one in warmed)
+    model, prompts = from_pretrained(llava), ["<image> hello", "<image> " + "hello " * 20]
+
+    def length(prompt: str, budget: str | None) -> int:
+        usage = model.generate(prompt, [photo], budget=budget, max_new_tokens=1).usage
+        return usage.prompt_tokens
+
+    lengths = {budget: [length(prompt, budget) for prompt in prompts] for budget in (None, "hired:4")}
+    warmed = [one for budget, own in lengths.items() for one in warm_up(model, own, budgets=[budget], new_tokens=80)]
+    warmed += warm_up(model, lengths[None][:1], new_tokens=80, sampling=SamplingOptions(temperature=1.0))
+    assert [one.budget for one in warmed] == [None, None, "hired:4", "hired:4", None]
+    assert all(one.cache >= one.bucket > 0 for one in warmed)
+    assert warmed[0].compile_time > 0
     with counter() as count:
-        for words in ("hello", "hello " * 20):
-            for budget in (None, "hired:4"):
-                model.generate(f"<image> {words}", [photo], budget=budget, max_new_tokens=8)
-        model.generate("<image> hello", [photo], max_new_tokens=8, temperature=0.7)
+        for budget in lengths:
+            for prompt in prompts:
+                model.generate(prompt, [photo], budget=budget, max_new_tokens=80)
+        model.generate(prompts[0], [photo], max_new_tokens=80, temperature=0.7)
     assert count() == 0
 
 

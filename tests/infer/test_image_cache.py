@@ -59,7 +59,7 @@ def test_a_batch_encodes_what_is_new_and_each_picture_once(model, cached, towers
 
 
 def test_budgets_behind_the_tower_share_what_it_says(model, cached):
-    specs = ["hired:0.3", "hired:7", "random:5", None, "fastv:0.5"]
+    specs = ["hired:0.3", "hired:7", "random:5", None, "fastv:0.5,layer=1"]
     for spec in specs:
         answer = cached.generate(PROMPT, [WIDE], budget=spec, **OPTIONS)
         assert answer.token_ids == model.generate(PROMPT, [WIDE], budget=spec, **OPTIONS).token_ids, spec

@@ -22,7 +22,8 @@ VILA = pathlib.Path(__file__).parents[1] / "golden" / "vila" / "checkpoints"
 WIDE, TALL, SQUARE = photo(33, 71), photo(90, 41), photo(60, 60)
 OPTIONS = {"max_new_tokens": 4, "ignore_eos": True}
 ROOM = 2**24
-TURNS = [("w5 w6", [WIDE]), ("w7", []), ("w8 w9", [SQUARE]), ("w10", [])]
+LONG = " ".join(f"w{i}" for i in range(4, 84))
+TURNS = [(LONG[:150], [WIDE]), ("w7", []), ("w8 w9", [photo(23, 150)]), ("w10", [])]  # longer than a bucket
 
 
 def converse(model, chat, turns, **options):
@@ -57,7 +58,7 @@ def test_turns_are_answered_as_the_whole_conversation(model, spec):
 @pytest.mark.parametrize("name", ["nvila_lite_qwen2_dynamic", "nvila_qwen2_dynamic_s2"])
 def test_pictures_of_several_placeholders(name):
     model = from_pretrained(VILA / name)
-    answers = converse(model, model.chat(**OPTIONS), [("What?", [photo(60, 150)]), ("Why?", [])])
+    answers = converse(model, model.chat(**OPTIONS), [("What is this? " * 9, [photo(60, 150)]), ("Why?", [])])
     assert answers[1].usage.cached_tokens > 10
 
 
@@ -100,9 +101,6 @@ def run(model, prompt, prefixes, images=(), **options):
     whole = model.generate(prompt, list(images), **{**OPTIONS, **options})
     assert answer.token_ids == whole.token_ids
     return answer
-
-
-LONG = " ".join(f"w{i}" for i in range(4, 84))
 
 
 def test_what_branches_off_keeps_both(model):
@@ -151,7 +149,7 @@ def test_the_least_recently_used_row_leaves(model):
 def test_where_it_cannot_be_exact_nothing_is_kept(model):
     prefixes = PrefixCache(ROOM)
     for _ in range(2):
-        answer = run(model, "w5 <image> w6", prefixes, [WIDE], budget="fastv:0.5")
+        answer = run(model, "w5 <image> w6", prefixes, [WIDE], budget="fastv:0.5,layer=1")
         assert answer.usage.cached_tokens == 0
     batch = model.answers([LONG, LONG], prefixes=prefixes, **OPTIONS)
     assert len(list(batch)) > 0 and len(prefixes) == 0
@@ -164,7 +162,7 @@ def test_where_it_cannot_be_exact_nothing_is_kept(model):
 
 def test_an_answer_that_is_given_up_counts_as_far_as_it_was_heard(model):
     chat = model.chat(max_new_tokens=30, ignore_eos=True)
-    pieces = chat.stream("w5 w6", [WIDE])
+    pieces = chat.stream(LONG[:150], [WIDE])
     heard = next(pieces) + next(pieces)
     pieces.close()
     assert chat.messages[-1] == {"role": "assistant", "content": chat.last.text}

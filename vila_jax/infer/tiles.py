@@ -25,7 +25,7 @@ class Packed:
 
     pixels: tuple[Float[np.ndarray, "_ 3 _ _"], ...]
     shown: Bool[np.ndarray, "R N"] | None
-    rows: tuple[Int[np.ndarray, " tiles"], ...]
+    rows: tuple[Int[np.ndarray, " _"], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def pack(images: Sequence[ProcessedImage], max_tiles: int, *, reduced: bool) -> 
       reduced: whether the tower makes the tokens fewer; all tiles are then whole.
     """
     pixels: list[Float[np.ndarray, "_ 3 _ _"]] = []
-    rows: dict[int, Int[np.ndarray, " tiles"]] = {}
+    rows: dict[int, Int[np.ndarray, " _"]] = {}
     end = 0
     for group in by_size([image.geometry for image in images]):
         counts = [len(images[i].pixels) for i in group]
