@@ -19,8 +19,8 @@ class Chat:
         chat.ask("What is this?", ["photo.jpg"]).text
         chat.ask("And what is behind it?").text         # neither the picture nor the first turn is read again
 
-    Answers are those that the whole conversation would get as one prompt. A turn that fails, or that is answered with
-    nothing, leaves no trace.
+    Answers are those that the whole conversation would get as one prompt. A turn that fails, or that is answered
+    without a word, leaves no trace.
 
     Args:
       model: answers.
