@@ -24,7 +24,7 @@ def circumstances(model: Path | None, command: str, seconds: float) -> dict[str,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": command,
         "seconds": round(seconds, 1),
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
         "versions": versions | {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
@@ -33,7 +33,7 @@ def circumstances(model: Path | None, command: str, seconds: float) -> dict[str,
     return facts
 
 
-def _processor() -> str:
+def processor() -> str:
     """The name of the processor as Linux tells it, else its architecture."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []

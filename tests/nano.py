@@ -1,8 +1,6 @@
 """A model with the pictures, words and files of the embedded one, but narrow and with random weights."""
 
-import dataclasses
 import pathlib
-import runpy
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +8,13 @@ import numpy as np
 from flax import nnx
 
 import configs.nano.model
-from train.config import Run
-from train.loop import Params, new_trainee
 from train.recipe import New
 from vila_jax.hf.export import export as export_model
 from vila_jax.hf.new_model import NewModel
 from vila_jax.nn.vlm import VLM
 
-RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "nano.py"
-
-_VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 2}
-_TEXT = {
+VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 2}
+TEXT = {
     "hidden_size": 48,
     "intermediate_size": 56,
     "num_hidden_layers": 2,
@@ -30,28 +24,9 @@ _TEXT = {
 }
 
 
-def recipe() -> Run:
-    """What `configs/nano.py` says."""
-    return runpy.run_path(str(RECIPE))["RUN"]
-
-
-def narrow(run: Run) -> Run:
-    """The same, with parts small enough to be compiled many times."""
-    vision = run.model["vision_config"] | _VISION
-    text = run.model["text_config"] | _TEXT
-    return dataclasses.replace(run, model=run.model | {"vision_config": vision, "text_config": text})
-
-
-def random_params(run: Run) -> Params:
-    """Weights with which answers depend on the picture and on every tensor."""
-    rng = np.random.default_rng(0)
-    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: new_trainee(run))))
-    return jax.tree.map(lambda x: jnp.asarray((x.ndim == 1) + 0.2 * rng.standard_normal(x.shape, np.float32)), shapes)
-
-
 def export_narrow(folder: pathlib.Path) -> pathlib.Path:
     """Writes the narrow model and returns its folder."""
-    return export_random(configs.nano.model.new(_VISION, _TEXT), folder)
+    return export_random(configs.nano.model.new(VISION, TEXT), folder)
 
 
 def export_random(new: New, folder: pathlib.Path) -> pathlib.Path:

@@ -69,8 +69,8 @@ def train(argv: list[str]) -> int:
 
     mesh = parse_axes(args.mesh) if args.mesh else {"fsdp": -1} if jax.device_count() > 1 else None
     place = Place(args.runs, args.data, mesh, args.log_every, args.memory_gib, args.profile, args.wandb)
-    for stage in stages:
-        if code := run(stage, place):
+    for stage, page in zip(stages, pages.load_all(args.config), strict=True):
+        if code := run(stage, place, page):
             return code
     return 0
 

@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import gc
 import json
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,8 @@ from train.update import Objective, Rules
 from train.weights import Flat, Structure, split
 from vila_jax.bench import machine
 from vila_jax.bench.presets import preset
+from vila_jax.bench.random_weights import random_weight
+from vila_jax.bench.timing import Times
 from vila_jax.cli import units
 from vila_jax.errors import ConfigError
 from vila_jax.nn.config import VLMConfig
@@ -148,6 +151,15 @@ def main(argv: list[str]) -> None:
         args.json.write_text(json.dumps(about | {"matmul": reached, "results": results}, indent=1) + "\n")
 
 
+def find_preset(name: str) -> Preset:
+    """One of `PRESETS`; of another model's shapes projector and decoder are trained whole.
+
+    Raises:
+      ConfigError: there is no such model either.
+    """
+    return PRESETS[name] if name in PRESETS else Preset(preset(name).vlm, _BOTH, "adafactor")
+
+
 def measured(preset: Preset, run: Run) -> dict[str, Any]:
     """Rates of a preset: what the meter tells, and FLOP/s; or `error`."""
     try:
@@ -169,18 +181,23 @@ def _measured(preset: Preset, run: Run) -> dict[str, Any]:
     del trained  # the state has copies
     rng, cost = np.random.default_rng(0), stage_flops(preset.config, preset.trained, lora=preset.lora)
     last, total = _Last(), run.steps + 1  # the first compiles, and is not timed
+    seconds: list[float] = []
     batches = [random_batch(preset, run, rng) for _ in range(2)]
     counts = count(batches[0])
     with Meter([last], steps=total, every=total) as meter:
         for number in range(1, total + 1):
             batch = {name: value[None] for name, value in batches[number % 2].items() if name != "used"}
-            state, metrics = step(state, frozen, batch)
+            start = time.perf_counter()
+            state, metrics = jax.block_until_ready(step(state, frozen, batch))
+            seconds.append(time.perf_counter() - start)
             meter.step(number, metrics, counts, 0.0)
     return {
         "parameters": parameters,
         "trained": moved,
+        "tokens": int(counts.tokens),
         "flops": cost(counts),
         "flops_per_second": cost(counts) / last.values["step_seconds"],
+        "seconds": dataclasses.asdict(Times.of(seconds[1:])),
         **last.values,
     }
 
@@ -217,13 +234,10 @@ def abstract_model(preset: Preset, run: Run) -> tuple[Structure, Flat, Flat]:
 
 
 def _filled(weights: Flat, dtype: DTypeLike) -> Flat:
-    """Small random numbers in place of abstract weights; what a norm multiplies by stays near one."""
-    make = jax.jit(
-        lambda key, mean, shape: (mean + 0.02 * jax.random.normal(key, shape)).astype(dtype), static_argnums=2
-    )
+    """Random numbers in place of abstract weights."""
     keys = jax.random.split(jax.random.key(0), len(weights))
     return {
-        name: make(key, float("norm" in name and name.endswith("weight")), value.shape)
+        name: random_weight(key, name, value.shape, dtype)
         for key, (name, value) in zip(keys, weights.items(), strict=True)
     }
 

@@ -41,9 +41,9 @@ class Restored(NamedTuple):
     Attributes:
       step: updates that are done.
       state: as it was asked for.
-      position: of this host in the data, for `train.data.position`.
+      position: of this host in the data, see `train.data.stream`.
       metrics: the last before the checkpoint was written.
-      damaged: steps whose checkpoints could not be read, newest first; to be reported as a metric.
+      damaged: steps whose checkpoints could not be read, newest first; to be told among the metrics.
     """
 
     step: int

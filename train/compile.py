@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array
 
 from train.sharding import Placement
@@ -51,9 +52,15 @@ def abstract_state(
     rules: Rules,
     placement: Placement | None = None,
 ) -> TrainState:
-    """Shapes of a state, with shardings where there is a mesh: what a saved one is restored into."""
+    """Shapes and shardings of a state: what a saved one is restored into."""
     state = jax.eval_shape(lambda weights: initial_state(weights, optimizer, rules), trained)
-    return state if placement is None else with_shardings(state, placement.state(state))
+    return on_one_device(state) if placement is None else with_shardings(state, placement.state(state))
+
+
+def on_one_device(tree: Any) -> Any:
+    """Abstract values that lie on the first device of this host, wherever those of a checkpoint were."""
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    return with_shardings(tree, jax.tree.map(lambda _: here, tree))
 
 
 def with_shardings(tree: Any, shardings: Any) -> Any:

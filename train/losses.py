@@ -79,8 +79,11 @@ def cross_entropy(
         return Sums(*map(jnp.add, sums, one(*part))), None
 
     zero = Sums(jnp.float32(0), jnp.int32(0), jnp.int32(0))
-    parts = (jnp.moveaxis(x.reshape(len(x), columns, chunks, *x.shape[2:]), 2, 0) for x in (hidden, targets))
-    return jax.lax.scan(add, zero, tuple(parts))[0]
+
+    def chunked(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(len(x), columns, chunks, *x.shape[2:]), 2, 0)
+
+    return jax.lax.scan(add, zero, (chunked(hidden), chunked(targets)))[0]
 
 
 def _chunk_sums(

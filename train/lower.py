@@ -100,7 +100,7 @@ def _abstract_model(config: VLMConfig, additions: lora.Lora | None) -> VLM:
     return nnx.merge(*abstract(build))
 
 
-def _in_dtype(weights: Flat, dtype: str) -> Any:
+def _in_dtype(weights: Flat, dtype: str) -> dict[str, Any]:
     return {name: jax.ShapeDtypeStruct(value.shape, jnp.dtype(dtype)) for name, value in weights.items()}
 
 
@@ -124,7 +124,8 @@ def main(argv: list[str]) -> None:
     print(f"{stage.name} on {args.devices} devices, {args.mesh}; for each device:\n{ahead.plan.table()}", flush=True)
     check_memory(ahead.plan, None if args.memory_gib is None else int(args.memory_gib * GIB))
     begin = time.perf_counter()
-    found: Any = ahead.lowered.compile().memory_analysis()
+    found = ahead.lowered.compile().memory_analysis()
+    assert found is not None  # XLA's compiler for CPUs tells
     print(f"compiled in {time.perf_counter() - begin:.0f} s")
     print(f"{'arguments':<34}{found.argument_size_in_bytes / GIB:10.3f} GiB")
     print(f"{'temporary (CPU)':<34}{found.temp_size_in_bytes / GIB:10.3f} GiB")

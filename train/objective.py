@@ -28,7 +28,7 @@ Batch = dict[str, Any]
 
 
 def make_objectives(
-    structure: Structure, stage: Stage, specs: Sequence[Spec], soft: SoftTargets | None = None
+    structure: Structure, stage: Stage, specs: Sequence[Spec], soft: SoftTargets | None = None, shares: int = 1
 ) -> list[Objective]:
     """The objective of a stage under each of its budgets.
 
@@ -36,19 +36,21 @@ def make_objectives(
       structure: of the model.
       specs: of the budgets' layouts, `Layout.visual.spec`.
       soft: time tokens, whose targets are soft.
+      shares: groups of devices that the tokens of a batch are shared out among, each of which scores a chunk at a time.
     """
+    chunk = stage.compute.chunk * shares
 
     def objective(trained: Flat, frozen: Flat, batch: Batch, spec: Spec) -> Sums:
         weights = {**frozen, **trained}
         own = {name: value for name, value in weights.items() if group_of(name) != HEADS}
         model = structure.model(own, dtype=stage.compute.dtype)
         if stage.objective == "answers":
-            return answer_sums(model, batch, spec, soft=soft, chunk=stage.compute.chunk)
+            return answer_sums(model, batch, spec, soft=soft, chunk=chunk)
         encoded = encode_rows(model, batch, spec, wanted=("class_token",))
         labels = label_sums(weights, encoded.features, encoded.intermediates["class_token"][..., 0, :], batch)
         if stage.objective == "labels":
             return labels
-        answers = decoded_sums(model, encoded, batch, spec, soft=soft, chunk=stage.compute.chunk)
+        answers = decoded_sums(model, encoded, batch, spec, soft=soft, chunk=chunk)
         beside = stage.label_weight * labels.loss / jnp.maximum(labels.targets, 1)  # per target, as the answers' is
         return answers._replace(loss=answers.loss + beside * answers.targets)
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from train import config, recipe
+from train import recipe
 from train.weights import Flat, group_of
 
 _ROWS_ARE_OUTPUTS = optax.contrib.MuonDimensionNumbers(reduction_axis=-1, output_axis=-2)
@@ -165,33 +165,3 @@ _RULES: dict[str, Callable[[recipe.Optimizer], optax.GradientTransformation]] = 
     "muon": _muon,
     "adafactor": _adafactor,
 }
-
-
-# What train/loop.py trains nano with; it goes when that goes.
-
-
-def optimizer(stage: config.Stage) -> optax.GradientTransformation:
-    """The optimizer of a stage of `train/config.py`, for nested weights."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, stage.learning_rate, stage.warmup, stage.steps, stage.learning_rate / 100
-    )
-    if stage.optimizer == "muon":
-        rule = optax.contrib.muon(
-            schedule,
-            weight_decay=stage.weight_decay,
-            adam_b2=0.98,
-            consistent_rms=0.2,
-            muon_weight_dimension_numbers=block_matrices,
-        )
-    else:
-        rule = optax.adamw(schedule, b2=0.98, weight_decay=stage.weight_decay, mask=decays)
-    return optax.chain(optax.clip_by_global_norm(1.0), rule)
-
-
-def block_matrices(params: optax.Params) -> Any:
-    """What Muon trains in nested weights; None for all else."""
-
-    def numbers(path: tuple[Any, ...], p: Any) -> Any:
-        return _ROWS_ARE_OUTPUTS if p.ndim == 2 and jax.tree_util.DictKey("layers") in path else None
-
-    return jax.tree_util.tree_map_with_path(numbers, params)

@@ -44,6 +44,7 @@ FIXED = {
     "average": "the average of the weights was gathered with it",
     "rows.rows": "the position in the data counts batches of this size",
     "rows.tokens": "the position in the data lies among rows of this size",
+    "rows.pictures": "the position in the data lies among rows of this size",
     "rows.tiles": "the position in the data lies among rows of this size",
     "rows.bins": "the position in the data lies among rows that were filled this way",
     "data.mixture": "the position in the data is one of this mixture",

@@ -10,7 +10,6 @@ finish     the exported model, which the next stage starts from
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.console import Console
 
 from train import pages
 from train.checkpoints import Checkpoints
-from train.compile import Step, abstract_state, make_state, make_step, with_shardings
+from train.compile import Step, abstract_state, make_state, make_step, on_one_device, with_shardings
 from train.data.mixture import parse_mixture
 from train.data.samples import Layout, make_layouts
 from train.data.sources import open_source
@@ -44,7 +43,7 @@ from train.runs import CHECKPOINTS, CONFIG, EXPORT, FINISHED
 from train.scenes.heads import initial_heads
 from train.scenes.labelled import with_labels
 from train.sharding import Placement, executions, in_parts
-from train.start import Origin, open_origin
+from train.start import Origin, open_origin, write_files
 from train.stopping import Stopping
 from train.update import Rules, TrainState
 from train.weights import Flat, Structure, split
@@ -116,34 +115,44 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True)
 class Begun:
-    """A run at the step that it goes on behind."""
+    """A run at the step that it goes on behind.
+
+    Attributes:
+      damaged: steps whose checkpoints were passed over, as they could not be read.
+    """
 
     state: TrainState
     frozen: Flat
     batches: Batches
     done: int
+    damaged: tuple[int, ...] = ()
 
 
-def train(stage: Stage, place: Place) -> int:
+def train(stage: Stage, place: Place, page: Stage | None = None) -> int:
     """Carries a stage out, or goes on with it; returns the exit code: 0, or that of the signal that stopped it.
+
+    Args:
+      page: the stage as its page has it, where something was changed; the changes are shown.
 
     Raises:
       VilaError: page, data, checkpoint or machine do not fit; before anything is trained.
+      DataError: too many samples are bad.
       TrainingDiverged: too many steps in a row could not be taken; what is there is saved.
     """
     folder = place.runs / stage.name
     if (folder / FINISHED).exists():
-        console.print(f"{stage.name}: finished already, see {folder / EXPORT}", soft_wrap=True)
+        _say(f"{stage.name}: finished already, see {folder / EXPORT}")
         return 0
+    trace = _trace(place, stage)
     opened = open_stage(stage, place)
-    page = pages.to_json(opened.stage)
-    _write(folder / CONFIG, page)
-    console.print(pages.show(opened.stage, stage))
+    config = pages.to_json(opened.stage)
+    _say(pages.show(opened.stage, page or stage))
     _check_memory(opened, place)
-    with Checkpoints(folder / CHECKPOINTS, stage.safety, page=json.loads(page), seed=stage.seed) as checkpoints:
+    with Checkpoints(folder / CHECKPOINTS, stage.safety, page=json.loads(config), seed=stage.seed) as checkpoints:
         begun = _begin(opened, checkpoints)
+        write_files(folder, {CONFIG: config})
         with Stopping() as stopping:
-            state, step = _loop(opened, place, checkpoints, stopping, begun)
+            state, step = _loop(opened, place, begun, checkpoints, stopping, trace)
             checkpoints.wait()
         if step < opened.steps:
             return stopping.exit_code
@@ -172,7 +181,8 @@ def open_stage(stage: Stage, place: Place) -> Opened:
     optimizer = make_optimizer(stage.optimizer, stage.learning_rate, steps)
     rules = Rules(stage.safety.spike, stage.average)
     specs, soft = [layout.visual.spec for layout in layouts], origin.soft_targets(stage.time_std)
-    objectives = make_objectives(structure, stage, specs, soft)
+    shares = 1 if placement is None else placement.token_shares
+    objectives = make_objectives(structure, stage, specs, soft, shares)
     return Opened(
         stage=dataclasses.replace(stage, steps=steps),
         steps=steps,
@@ -198,7 +208,7 @@ def _check_memory(opened: Opened, place: Place) -> None:
     state = abstract_state(opened.trained, opened.optimizer, opened.rules, opened.placement)
     batch = abstract_batch(opened.stage, opened.origin.vlm)
     plan = plan_memory(opened.origin.vlm, opened.stage.compute, state, opened.frozen, batch, opened.placement)
-    console.print(f"memory of a device\n{plan.table()}", soft_wrap=True)
+    _say(f"memory of a device\n{plan.table()}")
     check_memory(plan, device_memory(place.memory_gib))
 
 
@@ -217,45 +227,45 @@ def _begin(opened: Opened, checkpoints: Checkpoints) -> Begun:
         trained, frozen = opened.load()
         checkpoints.keep_frozen(frozen)
         return Begun(make_state(trained, opened.optimizer, opened.rules, placement), frozen, batches, 0)
-    console.print(f"{opened.stage.name}: goes on behind step {restored.step:,}")
+    _say(f"{opened.stage.name}: goes on behind step {restored.step:,}")
     batches.set_state(restored.position)
-    like = opened.frozen if placement is None else with_shardings(opened.frozen, placement.flat(opened.frozen))
+    frozen = opened.frozen
+    like = on_one_device(frozen) if placement is None else with_shardings(frozen, placement.flat(frozen))
     kept = checkpoints.frozen(like)
     if kept is None:
         _, kept = opened.load()
         checkpoints.keep_frozen(kept)
-    return Begun(restored.state, kept, batches, restored.step)
+    return Begun(restored.state, kept, batches, restored.step, restored.damaged)
 
 
 def _loop(
-    opened: Opened, place: Place, checkpoints: Checkpoints, stopping: Stopping, begun: Begun
+    opened: Opened, place: Place, begun: Begun, checkpoints: Checkpoints, stopping: Stopping, trace: Trace
 ) -> tuple[TrainState, int]:
     """Takes the steps that are left; returns the state and the number of steps that are done."""
     state, step, batches = begun.state, begun.done, begun.batches
-    trace = _trace(place, opened.stage)
     with contextlib.closing(batches), contextlib.closing(trace), _meter(opened, place, begun) as meter:
-        while step < opened.steps:
-            asked = time.perf_counter()
-            budget, batch = next(batches)
-            waited, step = time.perf_counter() - asked, step + 1
-            trace.before(step)
-            state, metrics = opened.programs[budget](state, begun.frozen, opened.put(batch))
-            if written := trace.after(step, metrics):
-                meter.note(step, written)
-            stops = stopping.asked(step)
-            saves = stops or checkpoints.due(step) or step == opened.steps
-            try:
+        for damaged in begun.damaged:
+            meter.note(step, f"the checkpoint of step {damaged} was damaged; gone on from that of step {step}")
+        try:
+            while step < opened.steps:
+                asked = time.perf_counter()
+                budget, batch = next(batches)
+                waited, step = time.perf_counter() - asked, step + 1
+                trace.before(step)
+                state, metrics = opened.programs[budget](state, begun.frozen, opened.put(batch))
+                if written := trace.after(step, metrics):
+                    meter.note(step, written)
+                stops = stopping.asked(step)
                 meter.step(step, metrics, count(batch), waited)
-                if saves:
+                if stops or checkpoints.due(step) or step == opened.steps:
                     meter.flush()
-            except TrainingDiverged:
-                checkpoints.save(step, state, batches.get_state())
-                raise
-            if saves:
-                checkpoints.save(step, state, batches.get_state(), meter.latest)
-                meter.interrupted()
-            if stops:
-                break
+                    checkpoints.save(step, state, batches.get_state(), meter.latest)
+                    meter.interrupted()
+                if stops:
+                    break
+        except TrainingDiverged:
+            checkpoints.save(step, state, batches.get_state())
+            raise
     return state, step
 
 
@@ -303,17 +313,12 @@ def _finish(opened: Opened, folder: Path, state: TrainState, frozen: Flat) -> No
     """Exports what was trained, and says that the run is over."""
     trained = state.trained if state.average is None else state.average
     opened.origin.export({**frozen, **trained}, folder / EXPORT, dtype=opened.stage.export)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    write_files(folder, {FINISHED: json.dumps({"steps": opened.steps, "finished": now}, indent=2) + "\n"})
+    _say(f"{opened.stage.name}: exported to {folder / EXPORT}")
+
+
+def _say(what: Any) -> None:
+    """Tells a person; on several hosts the first one does."""
     if jax.process_index() == 0:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        _write(folder / FINISHED, json.dumps({"steps": opened.steps, "finished": now}, indent=2) + "\n")
-        console.print(f"{opened.stage.name}: exported to {folder / EXPORT}", soft_wrap=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all; on several hosts the first one writes."""
-    if jax.process_index() != 0:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+        console.print(what, soft_wrap=isinstance(what, str))  # tables fold themselves

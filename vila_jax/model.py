@@ -1,9 +1,8 @@
 """The public face: `from_pretrained`, and a `Model` that answers."""
 
-import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,47 +10,31 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float
-from PIL import Image
 
 from vila_jax.assemble import make_form, make_preprocessor, make_style
 from vila_jax.budgets import Budget
 from vila_jax.budgets.check import check_budget
 from vila_jax.chat import Chat
 from vila_jax.dist.rules import ShardingRules
+from vila_jax.encoder import Encoder, Messages, is_single
 from vila_jax.errors import PromptError
 from vila_jax.hf.checkpoint import Checkpoint, open_checkpoint
 from vila_jax.hf.load import OnTensor, load_state
 from vila_jax.infer.answers import Answers, Generation, Row
 from vila_jax.infer.engine import Engine, OnCompile
-from vila_jax.infer.layout import Medium, Request
-from vila_jax.infer.pictures import limit_of, prepare
+from vila_jax.infer.layout import Request
+from vila_jax.infer.likelihood import Likelihood, in_order, make_probes
+from vila_jax.infer.pictures import limit_of
 from vila_jax.infer.prefixes import PrefixCache
 from vila_jax.infer.sampler import SamplingOptions
-from vila_jax.text.messages import VideoSource, fill_images
 from vila_jax.text.prompts import PromptForm
 from vila_jax.text.styles import Style
-from vila_jax.vision.open import open_image
-from vila_jax.vision.pooling import PooledVideo
 from vila_jax.vision.preprocess import Preprocessor, ProcessedImage
-from vila_jax.vision.video import open_frames
 from vila_jax.vision.vila import VilaPreprocessor
 
 BudgetLike = Budget | str | None
 OWN = "own"
 """As a budget: the one that the model was loaded with."""
-
-Messages = Sequence[dict[str, Any]]
-
-Writer = Callable[[Any, Sequence[int | None]], str]
-"""Makes a text of a prompt and what it shows: for each video its number of frames, for each picture None."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodedPrompt:
-    """A tokenised prompt, with placeholders for the pictures and videos that it shows in this order."""
-
-    token_ids: list[int]
-    media: list[Medium]
 
 
 class Model:
@@ -62,6 +45,7 @@ class Model:
       form: how pictures and text become token ids.
       budget: used where a call names none.
       style: how conversations are written; None where the checkpoint's own chat template says it.
+      encoder: makes requests of prompts.
       end_tokens: ids that end an answer.
     """
 
@@ -77,6 +61,7 @@ class Model:
         self.checkpoint, self.engine, self.form = checkpoint, engine, form
         self.preprocessor, self.budget, self.style = preprocessor, budget, style
         self.config, self.tokenizer = checkpoint.config, form.tokenizer
+        self.encoder = Encoder(checkpoint.config, form, style, preprocessor, engine.planner)
         self.end_tokens = tuple(dict.fromkeys((*self.config.eos_ids, *form.stop_ids(style))))
 
     def generate(
@@ -109,7 +94,7 @@ class Model:
         for _ in answers:
             pass
         results = answers.results()
-        return results[0] if _is_single(prompt, messages) else results
+        return results[0] if is_single(prompt, messages) else results
 
     def stream(
         self,
@@ -120,7 +105,7 @@ class Model:
         **options: Any,
     ) -> Iterator[str]:
         """As `generate` for one prompt, but yields the text piece by piece as it becomes certain."""
-        if not _is_single(prompt, messages):
+        if not is_single(prompt, messages):
             raise PromptError("streaming takes one prompt", where="prompt", fix="Use `answers` for a batch.")
         answers = self.answers(prompt, images, messages=messages, **options)
         return (piece for [piece] in answers if piece)
@@ -131,6 +116,28 @@ class Model:
         images: Sequence[Any] | None = None,
         *,
         messages: Messages | Sequence[Messages] | None = None,
+        budget: BudgetLike = OWN,
+        **options: Any,
+    ) -> Answers:
+        """Starts a batch: iterate over the result for the new text of every row, then ask it for `results()`.
+
+        Args:
+          prompt, images, messages: see `generate`.
+          budget: `hired:0.2`, a `Budget`, or None for all visual tokens; by default the model's own.
+          **options: see `answers_to`.
+
+        Raises:
+          VilaError: whatever is wrong with the request, before the device is used.
+        """
+        start, chosen = time.perf_counter(), self._budget(budget)
+        encoded = self.encoder.encode(prompt, images, messages, chosen)
+        requests = [self.encoder.spliced(own) for own in encoded]
+        return self.answers_to(requests, budget=chosen, since=start, **options)
+
+    def answers_to(
+        self,
+        requests: Sequence[Request],
+        *,
         max_new_tokens: int = 128,
         budget: BudgetLike = OWN,
         temperature: float = 0.0,
@@ -139,27 +146,29 @@ class Model:
         seed: int | Sequence[int] = 0,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        since: float | None = None,
         prefixes: PrefixCache | None = None,
     ) -> Answers:
-        """Starts a batch: iterate over the result for the new text of every row, then ask it for `results()`.
+        """As `answers`, of prompts that were prepared by `request`, perhaps in other threads.
 
         Args:
-          prompt, images, messages, max_new_tokens: see `generate`.
-          budget: `hired:0.2`, a `Budget`, or None for all visual tokens; by default the model's own.
+          requests: a batch.
+          max_new_tokens: generation ends there at the latest.
+          budget: the one that the requests were prepared for.
           temperature, top_k, top_p: see `SamplingOptions`; temperature 0 is greedy.
           seed: of the sampling; for a batch one for all or one per row. A row samples as it would alone.
           stop: strings that end an answer.
           ignore_eos: go on after end tokens.
+          since: when their preparation began, by `time.perf_counter`; by default now.
           prefixes: for a single prompt, what earlier ones have left there is not read again; see `chat`.
 
         Raises:
           VilaError: whatever is wrong with the request, before the device is used.
         """
-        start = time.perf_counter()
+        start = time.perf_counter() if since is None else since
         if max_new_tokens < 1:
             raise PromptError(f"got {max_new_tokens}", where="max_new_tokens", fix="Ask for at least one token.")
         chosen = self._budget(budget)
-        requests = [self._spliced(encoded) for encoded in self._encoded(prompt, images, messages, chosen)]
         seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(requests)
         if len(seeds) != len(requests):
             raise PromptError(
@@ -167,13 +176,38 @@ class Model:
             )
         sampling = [SamplingOptions(temperature, top_k, top_p, own) for own in seeds]
         ends = () if ignore_eos else self.end_tokens
-        how: dict[str, Any] = {"budget": chosen, "end_tokens": ends, "prefixes": prefixes}
-        run = self.engine.generate(requests, sampling, max_new_tokens, **how)
-        return Answers(run, [Row(self.tokenizer, stop, ends) for _ in requests], time.perf_counter() - start)
+        rows = [Row(self.tokenizer, stop, ends) for _ in requests]
+        run = self.engine.generate(
+            requests, sampling, max_new_tokens, budget=chosen, end_tokens=ends, prefixes=prefixes
+        )
+        return Answers(run, rows, time.perf_counter() - start)
 
     def chat(self, system: str | None = None, *, prefixes: PrefixCache | None = None, **options: Any) -> Chat:
         """Begins a conversation of several turns, each of which reads only what is new; see `vila_jax.chat.Chat`."""
         return Chat(self, system=system, prefixes=prefixes, **options)
+
+    def log_likelihoods(
+        self, messages: Messages, answers: Sequence[str], images: Sequence[Any] = (), *, budget: BudgetLike = OWN
+    ) -> list[Likelihood]:
+        """How probable each of several answers to a conversation is, its end token included.
+
+        Raises:
+          BudgetError: answers of several tokens under a budget inside the decoder, see `Engine.log_likelihoods`.
+        """
+        chosen = self._budget(budget)
+        probes = make_probes(*zip(*self.finished(messages, answers, images, budget=chosen), strict=True))
+        return in_order(probes, self.engine.log_likelihoods(probes, budget=chosen))
+
+    def finished(
+        self, messages: Messages, answers: Sequence[str], images: Sequence[Any] = (), *, budget: BudgetLike = OWN
+    ) -> list[tuple[Request, list[int]]]:
+        """For each of several answers, the prepared conversation that waits for it, and its ids with the end token."""
+        found = self.encoder.continued(messages, images, answers, self._budget(budget))
+        return [(request, self._up_to_end(ids)) for request, ids in found]
+
+    def _up_to_end(self, ids: list[int]) -> list[int]:
+        end = next((i for i, token in enumerate(ids) if token in self.end_tokens), len(ids))
+        return ids[: end + 1]
 
     def logits(
         self,
@@ -211,7 +245,7 @@ class Model:
         budget: BudgetLike = OWN,
     ) -> Request:
         """A single prompt as the engine takes it: token ids and prepared pictures."""
-        return self._spliced(self._single(prompt, images, messages, self._budget(budget)))
+        return self.encoder.spliced(self.encoder.encode_one(prompt, images, messages, self._budget(budget)))
 
     def token_ids(
         self,
@@ -225,7 +259,7 @@ class Model:
 
         A pooled video has one placeholder as well, the id of `<vila/video>`.
         """
-        return self._single(prompt, images, messages, self._budget(budget)).token_ids
+        return self.encoder.encode_one(prompt, images, messages, self._budget(budget)).token_ids
 
     def features(self, image: ProcessedImage) -> Float[np.ndarray, "P N Dv"]:
         """What the vision tower says of every patch of a picture's tiles; see `preprocessor` for the tiles."""
@@ -243,93 +277,6 @@ class Model:
         if budget == OWN:
             return self.budget
         return parse_budget(budget, self.checkpoint)
-
-    def _single(self, prompt: Any, images: Any, messages: Any, budget: Budget | None) -> EncodedPrompt:
-        if not _is_single(prompt, messages):
-            raise PromptError("expected a single prompt", where="prompt", fix="Call it for one prompt after another.")
-        [encoded] = self._encoded(prompt, images, messages, budget)
-        return encoded
-
-    def _encoded(
-        self, prompt: Any, images: Sequence[Any] | None, messages: Any, budget: Budget | None
-    ) -> list[EncodedPrompt]:
-        """Tokenised prompts with prepared pictures, one per row."""
-        if (prompt is None) == (messages is None):
-            raise PromptError("expected either a prompt or messages", where="prompt", fix="Give exactly one of them.")
-        single = _is_single(prompt, messages)
-        if prompt is not None:
-            prompts = [prompt] if single else list(prompt)
-            sources = _per_row(images, len(prompts), single)
-            write: Writer = self.form.place_frames
-        else:
-            prompts = [messages] if single else list(messages)
-            given = _per_row(images, len(prompts), single)
-            sources = [fill_images(c, g) for c, g in zip(prompts, given, strict=True)]
-            write = self._render
-        return [self._encode(write, own, media, budget) for own, media in zip(prompts, sources, strict=True)]
-
-    def _render(self, messages: Messages, media: Sequence[int | None]) -> str:
-        return self.form.render(messages, self.style, media)
-
-    def _encode(self, write: Writer, prompt: Any, sources: Sequence[Any], budget: Budget | None) -> EncodedPrompt:
-        """One row, its pictures and videos prepared."""
-        opened = [self._frames(s) if isinstance(s, VideoSource) else [open_image(s)] for s in sources]
-        videos = [isinstance(source, VideoSource) for source in sources]
-        text = write(prompt, [len(own) if video else None for own, video in zip(opened, videos, strict=True)])
-        media = self._prepared(opened, videos, budget)
-        pictures = [medium for medium in media if isinstance(medium, ProcessedImage)]
-        segments = [self.engine.planner.segments(picture.geometry, budget) for picture in pictures]
-        return EncodedPrompt(self.form.encode(text, segments), media)
-
-    def _spliced(self, encoded: EncodedPrompt) -> Request:
-        """With what the model reads in the places of pictures and videos."""
-        tsp = self.config.video.tsp
-        videos = [medium for medium in encoded.media if isinstance(medium, PooledVideo)]
-        pooled = [tsp.pooled_frames(len(video.frames)) for video in videos] if tsp is not None else []
-        return Request(self.form.splice(encoded.token_ids, self.config.image_token_id, pooled), encoded.media)
-
-    def _frames(self, video: VideoSource) -> list[Image.Image]:
-        """The frames of a video: as many as are asked for, else as the checkpoint was trained with."""
-        if video.num_frames is not None:
-            return open_frames(video.source, video.num_frames)
-        return open_frames(video.source, self.config.video.num_frames, fps=self.config.video.fps)
-
-    def _prepared(self, opened: list[list[Image.Image]], videos: list[bool], budget: Budget | None) -> list[Medium]:
-        """The pictures of a prompt, and its videos: pooled ones whole, of others every frame as a picture."""
-        tsp, preprocessor = self.config.video.tsp, self.preprocessor
-        if tsp is None or not any(videos):
-            return list(prepare(preprocessor, [image for own in opened for image in own], budget))
-        assert isinstance(preprocessor, VilaPreprocessor)
-        shown = [own[0] for own, video in zip(opened, videos, strict=True) if not video]
-        pictures = iter(prepare(preprocessor, shown, budget))
-        for number, frames in enumerate(own for own, video in zip(opened, videos, strict=True) if video):
-            tsp.check_frames(len(frames), where=f"video {number}")
-        return [
-            PooledVideo(tuple(preprocessor.frames(own))) if video else next(pictures)
-            for own, video in zip(opened, videos, strict=True)
-        ]
-
-
-def _is_single(prompt: Any, messages: Any) -> bool:
-    """Whether this is one request (a text, or one list of messages) rather than a batch."""
-    if prompt is not None:
-        return isinstance(prompt, str)
-    return all(isinstance(message, dict) for message in messages or ())
-
-
-def _per_row(images: Sequence[Any] | None, rows: int, single: bool) -> list[Sequence[Any]]:
-    """The pictures of each row."""
-    if images is None:
-        return [()] * rows
-    per_row = [images] if single else images
-    lists = isinstance(per_row, list | tuple) and all(isinstance(own, list | tuple) for own in per_row)
-    if lists and len(per_row) == rows:
-        return list(per_row)
-    raise PromptError(
-        "expected a list of pictures" if single else f"expected {rows} lists of pictures, one per prompt",
-        where="images",
-        fix="Write images=[picture]." if single else "Give an empty list for a prompt without pictures.",
-    )
 
 
 def parse_budget(budget: BudgetLike, checkpoint: Checkpoint) -> Budget | None:
@@ -384,8 +331,9 @@ def from_pretrained(
     """
     checkpoint = open_checkpoint(path_or_hub_id, revision=revision, era=era)
     chosen = parse_budget(budget, checkpoint)
-    form, preprocessor = make_form(checkpoint), make_preprocessor(checkpoint)
+    form = make_form(checkpoint)
     written = make_style(checkpoint, form.tokenizer, str(path_or_hub_id), style)
+    preprocessor = make_preprocessor(checkpoint)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     graphdef, state = load_state(checkpoint, dtype=dtype, mesh=mesh, rules=rules, on_tensor=on_tensor)
     engine = Engine(

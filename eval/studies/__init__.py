@@ -1,4 +1,4 @@
-"""Small experiments on pruning, each against a baseline on the same task.
+"""Small experiments, each against a baseline on the same task.
 
 A study is a module of this folder that is named in `NAMES`. It writes `NAME.json` and `NAME.png`, and its tables to the
 page `NAME.md`, all into the folder given by `--out`.
@@ -10,7 +10,7 @@ import importlib.util
 from pathlib import Path
 from typing import Protocol, cast
 
-NAMES = ("encoder_pruning", "caption_alignment", "channel_pruning")
+NAMES = ("encoder_pruning", "caption_alignment", "channel_pruning", "vila_findings")
 
 
 class Study(Protocol):

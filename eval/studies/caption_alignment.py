@@ -14,12 +14,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32, UInt8
 
+from eval.metrics.retrieval import hits, ranks
 from eval.studies.aligner import Aligner, Keep, Shape, contrastive_loss, pair_flops, photo_flops
 from eval.studies.caption_report import FORMS, Row, draw_chart, tables
 from eval.studies.flickr8k import Corpus, Problems, list_photos, load, split
 from eval.studies.measure import Timing, bootstrap, lossyness, paired, time_side_by_side, xla_flops
 from eval.studies.output import Journal, command, console, publish
-from eval.studies.retrieval import hits, ranks
 from eval.studies.scene_captions import write_scenes
 from eval.studies.training import Split, epochs, fit, optimizer, over_batches, update_step
 from eval.studies.words import Vocabulary, vocabulary

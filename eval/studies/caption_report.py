@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.metrics.retrieval import TOP
 from eval.studies.measure import Estimate, Timing
 from eval.studies.output import GREY, change, chart, table
-from eval.studies.retrieval import TOP
 
 FORMS = {"unpruned": "all patches", "learned": "learned scorer", "random": "random patches (control)"}
 """What is compared, in the order of the tables, as people read it."""

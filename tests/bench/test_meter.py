@@ -21,7 +21,7 @@ def _picture():
 
 def _watched(model, budget):
     """The first call of every program, by name."""
-    with metered(model) as meter, meter.watch() as calls:
+    with metered(model.engine) as meter, meter.watch() as calls:
         model.generate(PROMPT, [_picture()], budget=budget, max_new_tokens=3, ignore_eos=True)
     return {call.name: call for call in reversed(calls)}
 
@@ -86,7 +86,7 @@ def test_watching_changes_nothing_and_ends(narrow):
     question = "USER: <image>\nHow many shapes are there? ASSISTANT:"
     ask = {"prompt": question, "images": [_picture()], "budget": "hired:0.2", "max_new_tokens": 4}
     own, answer = narrow.engine.phases.programs, narrow.generate(**ask)
-    with metered(narrow) as meter:
+    with metered(narrow.engine) as meter:
         assert narrow.generate(**ask).token_ids == answer.token_ids
         with meter.watch() as calls:
             assert narrow.generate(**ask).token_ids == answer.token_ids
@@ -99,7 +99,7 @@ def test_watching_changes_nothing_and_ends(narrow):
 
 def test_programs_are_compiled_once(narrow, count_compilations):
     ask = {"prompt": PROMPT, "images": [_picture()], "budget": "random:0.2", "max_new_tokens": 4}
-    with metered(narrow):
+    with metered(narrow.engine):
         narrow.generate(**ask)
         with count_compilations() as count:
             narrow.generate(**ask)

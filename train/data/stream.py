@@ -9,14 +9,13 @@ behind it with it, so that a run goes on exactly behind the last batch that it h
 
 import collections
 import logging
-import queue
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
+from grain.experimental import ThreadPrefetchDatasetIterator
 
 from train.data.mixture import Rounds
 from train.data.packing import Axis, pack
@@ -24,7 +23,7 @@ from train.data.records import BadSample, Record
 from train.data.samples import Layout
 from train.data.store import decoded
 from train.recipe import Stage
-from vila_jax.errors import ConfigError, DataError
+from vila_jax.errors import CheckpointError, ConfigError, DataError
 
 log = logging.getLogger("train.data")
 
@@ -122,11 +121,30 @@ def samples(
     return SkipBad(records.map_with_index(lay_out).to_iter_dataset(options), max_bad_share)
 
 
-class _Stream(NamedTuple):
-    """The batches of one budget, and the samples that they are made of."""
+class _Stream:
+    """The batches of one budget, and what was read for those that it has given.
 
-    batches: grain.DatasetIterator
-    samples: SkipBadIterator
+    Args:
+      batches: packed rows.
+      samples: that they are made of; right behind a restored position it has yet to read again what waits in rows that
+        are not full, so that its counts are behind those of the batches.
+    """
+
+    def __init__(self, batches: grain.DatasetIterator, samples: SkipBadIterator):
+        self._batches, self._samples = batches, samples
+        self._counts: dict[str, Any] = {"seen": 0, "bad": {}}
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = next(self._batches)
+        self._counts = {"seen": self._samples.seen, "bad": dict(self._samples.bad)}
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {"batches": self._batches.get_state(), **self._counts}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._batches.set_state(state["batches"])
+        self._counts = {"seen": state["seen"], "bad": state["bad"]}
 
 
 def _open_stream(
@@ -147,133 +165,87 @@ def _open_stream(
     return _Stream(batches, laid.iterator)
 
 
-class _Made(NamedTuple):
-    """A batch with the position behind it."""
+class _Drawn:
+    """Batches of all budgets in their order, which depends on the seed and the step alone: the same on all hosts."""
 
-    budget: int
-    batch: dict[str, np.ndarray]
-    state: dict[str, Any]
+    def __init__(self, streams: Sequence[_Stream], seed: int):
+        self._streams, self._seed, self._step = streams, seed, 0
+
+    def __iter__(self) -> "_Drawn":
+        return self
+
+    def __next__(self) -> tuple[int, dict[str, np.ndarray]]:
+        budget = drawn_budget(self._seed, self._step, len(self._streams))
+        batch = next(self._streams[budget])
+        self._step += 1
+        return budget, batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {"step": self._step, "streams": [stream.get_state() for stream in self._streams]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._step = state["step"]
+        for stream, own in zip(self._streams, state["streams"], strict=True):
+            stream.set_state(own)
 
 
 class Batches(Iterator[tuple[int, dict[str, np.ndarray]]]):
     """Batches of packed rows without an end, each for one of the budgets: `(number of the budget, batch)`.
 
-    The budget of a step depends on the seed and the step alone, and so is the same on all hosts.
-
     Args:
       streams: of the budgets.
       seed: of the budgets that are drawn.
-      prefetch: batches that are made ahead.
+      prefetch: batches that are made ahead, on a thread; 0 for no thread.
     """
 
     def __init__(self, streams: Sequence[_Stream], *, seed: int, prefetch: int):
-        self._streams, self._seed, self._prefetch = streams, seed, max(prefetch, 1)
-        self._state = self._position(0)
-        self._maker: _Maker | None = None
+        self._budgets = len(streams)
+        self._ahead = ThreadPrefetchDatasetIterator(_Drawn(streams, seed), prefetch)
 
     def __next__(self) -> tuple[int, dict[str, np.ndarray]]:
-        if self._maker is None:
-            self._maker = _Maker(self._made(self._state["step"]), self._prefetch)
-        made = self._maker.take()
-        self._state = made.state
-        return made.budget, made.batch
+        return next(self._ahead)
 
     def get_state(self) -> dict[str, Any]:
         """The position behind the last batch that was handed out; JSON can hold it."""
-        return self._state
+        return self._ahead.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on behind the batch after which `get_state` was asked.
 
         Raises:
           ConfigError: the state is one of another number of budgets.
+          CheckpointError: it is no such state.
         """
-        if len(state["streams"]) != len(self._streams):
-            raise ConfigError(
-                f"the run has {len(state['streams'])} budgets so far, and {len(self._streams)} now",
-                where="budgets",
-                fix="Resume it with the budgets that it was begun with.",
-            )
-        self.close()
-        for stream, own in zip(self._streams, state["streams"], strict=True):
-            stream.batches.set_state(own)
-        self._state = state
+        try:
+            if len(state["streams"]) == self._budgets:
+                self._ahead.set_state(state)
+                return
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise CheckpointError(
+                f"the position does not fit the data ({type(error).__name__}: {error})",
+                where="position",
+                fix="Data sets must not change while a run is unfinished; put back those that it began with.",
+            ) from error
+        raise ConfigError(
+            f"the run has {len(state['streams'])} budgets so far, and {self._budgets} now",
+            where="budgets",
+            fix="Resume it with the budgets that it was begun with.",
+        )
 
     def close(self) -> None:
-        """Ends the thread; the next batch begins another, behind the last one that was handed out."""
-        if self._maker is not None:
-            self._maker.close()
-            self._maker = None
-            for stream, own in zip(self._streams, self._state["streams"], strict=True):
-                stream.batches.set_state(own)
+        """Ends the thread, which may still finish the batch that it is at; none can be asked for any more."""
+        self._ahead.close()
 
     @property
     def seen(self) -> int:
-        """Samples that were read so far on this host, bad ones included."""
-        return self._state["seen"]
+        """Samples that were read for the batches handed out so far on this host, bad ones included."""
+        return sum(stream["seen"] for stream in self.get_state()["streams"])
 
     @property
     def bad(self) -> collections.Counter[str]:
         """Samples among them that were left out, by reason."""
-        return collections.Counter(self._state["bad"])
-
-    def _made(self, step: int) -> Iterator[_Made]:
-        while True:
-            budget = drawn_budget(self._seed, step, len(self._streams))
-            batch = next(self._streams[budget].batches)
-            step += 1
-            yield _Made(budget, batch, self._position(step))
-
-    def _position(self, step: int) -> dict[str, Any]:
-        bad = sum((stream.samples.bad for stream in self._streams), collections.Counter[str]())
-        return {
-            "step": step,
-            "streams": [stream.batches.get_state() for stream in self._streams],
-            "seen": sum(stream.samples.seen for stream in self._streams),
-            "bad": dict(bad),
-        }
-
-
-class _Maker:
-    """A thread that takes from an iterator ahead of its user."""
-
-    def __init__(self, made: Iterator[_Made], ahead: int):
-        self._made = made
-        self._queue: queue.Queue[_Made | BaseException] = queue.Queue(ahead)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
-        self._thread.start()
-
-    def take(self) -> _Made:
-        """The next one; raises what making it raised."""
-        taken = self._queue.get()
-        if isinstance(taken, BaseException):
-            self._put(taken)  # for whoever asks again
-            raise taken
-        return taken
-
-    def close(self) -> None:
-        """Ends the thread, which may still finish what it is at."""
-        self._ended.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            for made in self._made:
-                if not self._put(made):
-                    return
-        except BaseException as error:  # raised again where batches are taken
-            self._put(error)
-
-    def _put(self, item: _Made | BaseException) -> bool:
-        """Waits for room; False where the user has gone."""
-        while not self._ended.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+        counts = (collections.Counter(stream["bad"]) for stream in self.get_state()["streams"])
+        return sum(counts, collections.Counter[str]())
 
 
 def drawn_budget(seed: int, step: int, budgets: int) -> int:
@@ -333,8 +305,8 @@ def _records_of_a_row(stage: Stage, layout: Layout, sources: Mapping[str, grain.
     """Records that a row takes on average, bad ones included."""
     stream, rows, held = _open_stream(stage, layout, sources, 1, (0, 1)), 0, 0
     while held < seen:
-        row = next(stream.batches)
+        row = next(stream)
         rows += 1
         held += int(np.sum((row["positions"] == 0) & (np.arange(layout.shape.tokens) < row["used"][:, :1])))
-    found = stream.samples
-    return held / rows * found.seen / (found.seen - found.bad.total())
+    counts = stream.get_state()
+    return held / rows * counts["seen"] / (counts["seen"] - sum(counts["bad"].values()))

@@ -37,6 +37,7 @@ class _Step:
     metrics: Mapping[str, jax.Array]
     counts: Counts
     waited: float
+    bad: Mapping[str, int]
     timed: bool = True
     seconds: float | None = None
     targets: float = 0
@@ -49,7 +50,7 @@ class Meter:
 
         loss, accuracy, targets, grad_norm, grad_norm/GROUP, skipped, skipped_in_a_row     of the step, see `update`
         learning_rate/GROUP                                                                of the step
-        bad/REASON                                    samples left out so far
+        bad/REASON                                    samples left out until the step
         fill/tokens, fill/tiles                       share of the rows' slots that are used
         tokens_per_second, samples_per_second, tiles_per_second, targets_per_second
         step_seconds                                  median
@@ -126,7 +127,7 @@ class Meter:
             self._compiled = False
         for value in device_metrics.values():
             value.copy_to_host_async()
-        self._pending.append(_Step(step, device_metrics, counts, wait_seconds))
+        self._pending.append(_Step(step, device_metrics, counts, wait_seconds, self._bad()))
         while len(self._pending) > self._lag:
             self._fetch()
 
@@ -221,7 +222,7 @@ class Meter:
         }
         return (
             {f"learning_rate/{group}": rate for group, rate in self._learning_rates(step).items()}
-            | {f"bad/{reason}": number for reason, number in self._bad().items()}
+            | {f"bad/{reason}": number for reason, number in self._window[-1].bad.items()}
             | {name: used / there for name, (used, there) in filled.items() if there}
             | {"compile_seconds": self.compile_seconds}
         )

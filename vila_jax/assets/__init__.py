@@ -4,5 +4,5 @@ import pathlib
 
 
 def nano() -> pathlib.Path:
-    """Folder of `nano`, the embedded model: a Hugging Face checkpoint, trained by `configs/nano.py`."""
+    """Folder of `nano`, the embedded model: a Hugging Face checkpoint, trained by `configs/nano`."""
     return pathlib.Path(__file__).parent / "nano"

@@ -1,24 +1,16 @@
 """Loading a checkpoint: its time against a plain read of the same files, and its memory beyond the parameters.
 
-    python -m vila_jax.bench.loading --out docs/loading.md
+Every load happens in a process of its own, since memory that was once used cannot be measured again in the same one:
 
-Writes an NVILA of 1.5 B random weights (bfloat16, the language model in five shards) to a temporary folder, and loads
-it in processes of their own, since memory that was once used cannot be measured again in the same one.
+    python -m vila_jax.bench.loading FOLDER DTYPE    # loads once, and prints what it took
 """
 
-import argparse
 import dataclasses
-import datetime
 import json
 import pathlib
-import platform
-import shutil
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,45 +19,10 @@ import numpy as np
 import safetensors.numpy
 
 from vila_jax.bench.memory import parameter_shapes
+from vila_jax.bench.results import Row
+from vila_jax.bench.timing import interleaved
 from vila_jax.hf.config import parse_config
 from vila_jax.hf.keys import key_table
-
-_REPEATS = 5
-_TOWER = {
-    "model_type": "siglip_vision_model",
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "image_size": 448,
-    "patch_size": 14,
-}
-_DECODER = {
-    "model_type": "qwen2",
-    "hidden_size": 1536,
-    "intermediate_size": 8960,
-    "num_hidden_layers": 18,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "vocab_size": 151_936,
-    "tie_word_embeddings": True,
-}
-CONFIG = {
-    "model_type": "llava_llama",
-    "architectures": ["LlavaLlamaModel"],
-    "llm_cfg": _DECODER,
-    "vision_tower_cfg": _TOWER,
-    "mm_projector_cfg": {"model_type": "v2l_projector", "mm_projector_type": "mlp_downsample_3x3_fix"},
-    "hidden_size": 1536,
-    "mm_hidden_size": 1152,
-    "image_aspect_ratio": "dynamic",
-    "mm_vision_select_layer": -2,
-    "mm_vision_select_feature": "cls_patch",
-    "max_tiles": 12,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,21 +33,27 @@ class Load:
     peak: int
 
 
-def write_checkpoint(folder: pathlib.Path, config: dict[str, Any] = CONFIG, shards: int = 5) -> None:
-    """A three-folder checkpoint of random bfloat16 weights, one shard in memory at a time."""
+def write_checkpoint(folder: pathlib.Path, config: dict[str, Any], shards: int = 5) -> None:
+    """Random bfloat16 weights of a `config.json`, one shard in memory at a time.
+
+    Args:
+      config: of Hugging Face's LLaVA, or of a VILA of three folders.
+      shards: files of the language model; for a LLaVA of the whole model.
+    """
     model = parse_config(config)
     table = key_table(model.layout, model.vlm)
-    parts: dict[str, dict[str, tuple[int, ...]]] = {"llm": {}, "vision_tower": {}, "mm_projector": {}}
+    parts: dict[str, dict[str, tuple[int, ...]]] = {}
     for path, shape in parameter_shapes(model.vlm).items():
-        part, _, name = str(table.to_hf(path)).partition("/")
-        parts[part][name] = shape
+        part, _, name = str(table.to_hf(path)).rpartition("/")
+        parts.setdefault(part, {})[name] = shape
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     keys = {"llm": "llm_cfg", "vision_tower": "vision_tower_cfg", "mm_projector": "mm_projector_cfg"}
     for part, shapes in parts.items():
-        (folder / part).mkdir()
-        (folder / part / "config.json").write_text(json.dumps(config[keys[part]]))
-        _write_shards(folder / part, shapes, shards if part == "llm" else 1)
+        (folder / part).mkdir(exist_ok=True)
+        if part:
+            (folder / part / "config.json").write_text(json.dumps(config[keys[part]]))
+        _write_shards(folder / part, shapes, shards if part in ("", "llm") else 1)
 
 
 def _write_shards(folder: pathlib.Path, shapes: dict[str, tuple[int, ...]], count: int) -> None:
@@ -116,10 +79,10 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def plain_read(folder: pathlib.Path, *, keep: bool = False) -> float:
-    """Seconds to read all weights of a folder once, by one thread.
+    """Seconds in which one thread reads all weights of a folder.
 
     Args:
-      keep: into fresh memory for each file, as whoever wants the weights must; else into one small buffer.
+      keep: into fresh memory for each file, as whoever wants the weights must; else into a small buffer, again and again.
     """
     buffer, kept = memoryview(bytearray(16 * 2**20)), []
     start = time.perf_counter()
@@ -133,24 +96,44 @@ def plain_read(folder: pathlib.Path, *, keep: bool = False) -> float:
     return time.perf_counter() - start
 
 
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """What one turn took: a load, and seconds of plain reads into one buffer and into memory that is kept."""
+def measure_load(name: str, folder: pathlib.Path, dtype: str, repeats: int) -> Row:
+    """Loads and plain reads in turn, after one of each that warms the page cache."""
+    files = [file.stat().st_size for file in folder.rglob("*.safetensors")]
+    peaks: list[int] = []
 
-    load: Load
-    read: float
-    kept: float
+    def load() -> dict[str, float]:
+        command = [sys.executable, "-m", "vila_jax.bench.loading", str(folder), dtype]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        once = Load(**json.loads(answer.splitlines()[-1]))
+        peaks.append(once.peak)
+        return {"load": once.seconds}
+
+    def read() -> dict[str, float]:
+        return {"plain_read": plain_read(folder), "kept_read": plain_read(folder, keep=True)}
+
+    turns = interleaved({"load": load, "read": read}, repeats)
+    times = turns["load"] | turns["read"]
+    loaded = times["load"].median
+    facts = {
+        "file_bytes": sum(files),
+        "largest_file": max(files),
+        "bytes_per_second": sum(files) / loaded,
+        "of_plain_read": times["plain_read"].median / loaded,
+        "of_kept_read": times["kept_read"].median / loaded,
+        "peak_bytes": max(peaks),
+    }
+    return Row("load", {"model": name, "dtype": dtype}, times, facts)
 
 
-def load_once(folder: pathlib.Path) -> Load:
-    """Loads in this process, in bfloat16."""
+def load_once(folder: pathlib.Path, dtype: str) -> Load:
+    """Loads in this process."""
     from vila_jax.hf.checkpoint import open_checkpoint
     from vila_jax.hf.load import load_state
 
     jax.block_until_ready(jax.device_put(np.zeros(1)))  # the backend is up
     before = _resident("VmRSS")
     start = time.perf_counter()
-    _, state = load_state(open_checkpoint(folder), dtype="bfloat16")
+    _, state = load_state(open_checkpoint(folder), dtype=dtype)
     jax.block_until_ready(jax.tree.leaves(state))
     return Load(time.perf_counter() - start, _resident("VmHWM") - before)
 
@@ -161,69 +144,5 @@ def _resident(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
-def measure(folder: pathlib.Path, repeats: int = _REPEATS) -> list[Turn]:
-    """Loads and plain reads in turn, after one of each to warm the page cache."""
-    command = [sys.executable, "-m", "vila_jax.bench.loading", "--once", str(folder)]
-    turns = []
-    for _ in range(repeats + 1):
-        read, kept = plain_read(folder), plain_read(folder, keep=True)
-        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        turns.append(Turn(Load(**json.loads(answer)), read, kept))
-    return turns[1:]
-
-
-def report(folder: pathlib.Path, turns: list[Turn]) -> str:
-    """The page of `docs/`."""
-    files = [file.stat().st_size for file in folder.rglob("*.safetensors")]
-    parameters = sum(files)
-    beyond = [turn.load.peak - parameters for turn in turns]
-    seconds, reads, kept = zip(*((turn.load.seconds, turn.read, turn.kept) for turn in turns), strict=True)
-    largest = f"at most {max(beyond) / max(files):.2f} x the largest file"
-    speed = [f"{statistics.median(own) / statistics.median(seconds):.0%}" for own in (kept, reads)]
-    return f"""# Loading
-
-Made by `python -m vila_jax.bench.loading`; not edited by hand. {datetime.date.today()}, {platform.machine()},
-Python {platform.python_version()}, jax {jax.__version__}; files in the page cache; {len(turns)} repeats;
-median (range).
-
-An NVILA with the tower of the releases and a Qwen2 of 18 layers, of random bfloat16
-weights: {parameters / 1e9:.2f} GB in {len(files)} files, the largest
-{max(files) / 1e9:.2f} GB. Loaded in bfloat16 on a CPU, each time in a new process.
-
-| | |
-|---|---|
-| plain read of the same files into memory that is kept | {_spread(kept)} s |
-| plain read into one small buffer | {_spread(reads)} s |
-| load | {_spread(seconds)} s: {speed[0]} of the speed of the former, {speed[1]} of the latter |
-| peak host memory beyond the parameters | {_spread([b / 1e9 for b in beyond])} GB, {largest} |
-"""
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measures, or loads once for a measurement."""
-    parser = argparse.ArgumentParser(prog="python -m vila_jax.bench.loading", description=__doc__)
-    parser.add_argument("--out", type=pathlib.Path, help="the page to write; printed otherwise")
-    parser.add_argument("--once", type=pathlib.Path, metavar="FOLDER", help="load this folder and print what it took")
-    args = parser.parse_args(argv)
-    if args.once is not None:
-        print(json.dumps(dataclasses.asdict(load_once(args.once))))
-        return 0
-    folder = pathlib.Path(tempfile.mkdtemp())
-    try:
-        write_checkpoint(folder / "checkpoint")
-        text = report(folder / "checkpoint", measure(folder / "checkpoint"))
-    finally:
-        shutil.rmtree(folder)
-    if args.out is None:
-        print(text)
-    else:
-        args.out.write_text(text)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    print(json.dumps(dataclasses.asdict(load_once(pathlib.Path(sys.argv[1]), sys.argv[2]))))

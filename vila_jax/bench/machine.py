@@ -3,7 +3,7 @@
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from vila_jax.errors import VilaError
 
 PEAKS = {
     "NVIDIA B200": 2250e12,
@@ -28,6 +30,23 @@ PEAKS = {
     "TPU v6e": 918e12,
 }
 """FLOP/s of dense bfloat16 products in data sheets, by the beginning of JAX's `device_kind`; the first that fits."""
+
+BANDWIDTHS = {
+    "NVIDIA B200": 8.0e12,
+    "NVIDIA H200": 4.8e12,
+    "NVIDIA H100 PCIe": 2.0e12,
+    "NVIDIA H100 NVL": 3.9e12,
+    "NVIDIA H100": 3.35e12,
+    "NVIDIA A100-SXM4-80GB": 2.039e12,
+    "NVIDIA A100-SXM4-40GB": 1.555e12,
+    "TPU v4": 1.228e12,
+    "TPU v5 lite": 0.819e12,
+    "TPU v5e": 0.819e12,
+    "TPU v5": 2.765e12,  # v5p
+    "TPU v6 lite": 1.64e12,
+    "TPU v6e": 1.64e12,
+}
+"""Bytes/s of device memory in data sheets, likewise."""
 
 _LARGEST = 8192  # 8192^3 products reach the ceiling of today's accelerators
 _SHORTEST = 0.05  # seconds; below it the call itself would be measured
@@ -60,12 +79,49 @@ def peak(devices: Sequence[Any], dtype: DTypeLike) -> Peak:
     Virtual devices of one CPU share its cores, so that each process counts once there.
     """
     kind, number = devices[0].device_kind, len(devices)
-    known = [value for name, value in PEAKS.items() if kind.startswith(name)]
-    if known and jnp.dtype(dtype) == jnp.bfloat16:
-        return Peak(number * known[0], f"{number} x {kind} by data sheet")
+    known = _of_kind(PEAKS, kind)
+    if known is not None and jnp.dtype(dtype) == jnp.bfloat16:
+        return Peak(number * known, f"{number} x {kind} by data sheet")
     if devices[0].platform == "cpu":
         kind, number = cpu_name(), len({device.process_index for device in devices})
     return Peak(number * measure_matmul(dtype), f"{number} x {kind} by measured {jnp.dtype(dtype).name} products")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What floors are computed from, of the default device.
+
+    Attributes:
+      flops: FLOP/s of matrix products.
+      bandwidth: bytes/s between memory and processor, read and written.
+      source: where the numbers are from.
+    """
+
+    flops: float
+    bandwidth: float
+    source: str
+
+
+def rates(dtype: DTypeLike, *, data_sheet: bool = False) -> Rates:
+    """The rates of the default device for products in `dtype`: measured, or those of its data sheet.
+
+    Raises:
+      VilaError: no data sheet is known.
+    """
+    device, name = jax.devices()[0], jnp.dtype(dtype).name
+    if not data_sheet:
+        kind = cpu_name() if device.platform == "cpu" else device.device_kind
+        return Rates(measure_matmul(dtype), measure_bandwidth(), f"{kind} by measured {name} products and copies")
+    flops, bandwidth = _of_kind(PEAKS, device.device_kind), _of_kind(BANDWIDTHS, device.device_kind)
+    if flops is None or bandwidth is None or name != "bfloat16":
+        what = f"no data sheet of {device.device_kind!r} in {name} is known"
+        raise VilaError(what, where="--rates", fix="Use --rates measured.")
+    return Rates(flops, bandwidth, f"{device.device_kind} by data sheet")
+
+
+def _of_kind(table: Mapping[str, float], kind: str) -> float | None:
+    """The value of the first name that the kind of a device begins with."""
+    return next((value for name, value in table.items() if kind.startswith(name)), None)
 
 
 def measure_matmul(dtype: DTypeLike, seconds: float = 0.3) -> float:

@@ -1,6 +1,6 @@
 """Watching a model's programs: what each call took, and what each program costs.
 
-    with metered(model) as meter:
+    with metered(model.engine) as meter:
         model.generate(...)                      # compiles
         with meter.watch() as calls:
             model.generate(...)
@@ -21,8 +21,8 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from vila_jax.bench.traced import count_flops
+from vila_jax.infer.engine import Engine
 from vila_jax.infer.programs import Programs
-from vila_jax.model import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +30,17 @@ class Program:
     """What is known of a compiled program.
 
     Attributes:
+      name: `vision tower`, `prefill`, ...
       compile_time: seconds.
       flops: see `vila_jax.bench.traced`.
+      bytes: memory of a device that XLA has planned for it: arguments (weights among them), results and temporaries.
       result: shapes and dtypes of what it returns.
     """
 
+    name: str
     compile_time: float
     flops: int
+    bytes: int
     result: Any
 
 
@@ -45,10 +49,11 @@ class Call:
     """One call of a program.
 
     Attributes:
-      name: `vision tower`, `prefill`, ...
+      name: of the program.
       seconds: until its result was there.
       program: which it was.
       args, options: what it was called with; keeps arrays alive.
+      again: calls it once more, with the weights and whatever arguments it is given.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Call:
     program: Program
     args: tuple[Any, ...]
     options: dict[str, Any]
+    again: Callable[..., Any]
 
 
 class Meter(Programs):
@@ -82,7 +88,8 @@ class Meter(Programs):
         jax.block_until_ready(args)
         start = time.perf_counter()
         result = jax.block_until_ready(program(self.state, *args))
-        self._calls.append(Call(name, time.perf_counter() - start, self._known[id(program)], args, options))
+        seconds, again = time.perf_counter() - start, functools.partial(program, self.state)
+        self._calls.append(Call(name, seconds, self._known[id(program)], args, options, again))
         return result
 
     def compile(
@@ -93,21 +100,33 @@ class Meter(Programs):
         if id(program) not in self._known:
             traced = jax.make_jaxpr(functools.partial(function, self.graphdef, **static), return_shape=True)
             jaxpr, result = traced(self.state, *args)
-            self._known[id(program)] = Program(self.compile_time - before, count_flops(jaxpr.jaxpr), result)
+            seconds = self.compile_time - before
+            self._known[id(program)] = Program(name, seconds, count_flops(jaxpr.jaxpr), _planned_bytes(program), result)
         return program
+
+    @property
+    def programs(self) -> list[Program]:
+        """All that were compiled so far."""
+        return list(self._known.values())
+
+
+def _planned_bytes(program: Any) -> int:
+    plan = program.memory_analysis()
+    parts = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+    return parts - plan.alias_size_in_bytes
 
 
 @contextlib.contextmanager
-def metered(model: Model) -> Iterator[Meter]:
-    """Lends a model programs that are watched, and that are compiled from nothing: the compile cache is not read."""
-    own = model.engine.phases.programs
+def metered(engine: Engine) -> Iterator[Meter]:
+    """Lends an engine programs that are watched, and that are compiled from nothing: the compile cache is not read."""
+    own = engine.phases.programs
     meter = Meter(own)
-    model.engine.phases.programs = meter
+    engine.phases.programs = meter
     try:
         with _no_compile_cache():
             yield meter
     finally:
-        model.engine.phases.programs = own
+        engine.phases.programs = own
 
 
 @contextlib.contextmanager

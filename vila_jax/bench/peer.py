@@ -1,228 +1,267 @@
-"""Ours beside transformers + PyTorch: same weights, same prompt, same machine, one run, repeats interleaved.
+"""Ours beside transformers + PyTorch: the same weights, prompts and machine, one run, repeats taking turns.
 
-    python -m vila_jax.bench.peer --out docs/parity.md
-
-A LLaVA-1.5 with random weights is written in the Hugging Face layout and loaded by both. Needs the `test` extra; this
-is the one module of the package that imports torch, and nothing imports this module.
+The one module of the package that imports torch and transformers (the `test` extra); nothing imports it but
+`vila-jax bench peer`.
 """
 
-import argparse
+import contextlib
 import dataclasses
-import datetime
+import gc
 import importlib.metadata
-import json
-import os
-import platform
-import statistics
-import tempfile
+import importlib.util
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
-from PIL import Image
-from rich.console import Console
+from flax import nnx
 
-import vila_jax
-from vila_jax.bench.machine import cpu_name
-from vila_jax.heap import keep_freed_memory
+from vila_jax.bench.presets import PRESETS, preset_json
+from vila_jax.bench.results import Row
+from vila_jax.bench.subject import Batch, Case, Subject
+from vila_jax.bench.timing import REPEATS, Times, interleaved
+from vila_jax.errors import VilaError
+from vila_jax.hf.keys import LLAVA
+from vila_jax.infer.layout import Request
+from vila_jax.infer.sampler import SamplingOptions
+from vila_jax.nn.params import dotted
 
-console = Console(stderr=True)
+OURS, EAGER, COMPILED = "vila_jax", "PyTorch, sdpa", "PyTorch, sdpa, torch.compile"
 
-PROMPT = "USER: <image>\nwhat do you see in this picture ? ASSISTANT:"
-
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """Shapes of a LLaVA-1.5: tower (width, depth, heads, FFN) and decoder (the same, key/value heads, vocabulary)."""
-
-    tower: tuple[int, int, int, int]
-    decoder: tuple[int, int, int, int]
-    kv_heads: int
-    vocabulary: int
-    image_size: int = 336
-    patch_size: int = 14
+Answer = Callable[[int], np.ndarray]
+"""Generates so many tokens for every row, and returns them, `[B, new]`."""
 
 
-PRESETS = {
-    "mid-0.3b": Preset(tower=(512, 12, 8, 2048), decoder=(1024, 20, 16, 2816), kv_heads=16, vocabulary=32064),
-    "tiny": Preset(tower=(32, 3, 4, 64), decoder=(48, 2, 4, 96), kv_heads=2, vocabulary=128, image_size=56),
-}
+def require_torch() -> None:
+    """Before minutes of work rather than after them.
+
+    Raises:
+      VilaError: torch or transformers is not installed.
+    """
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            raise VilaError(f"{name} is not installed", where="vila-jax bench peer", fix="pip install 'vila-jax[test]'")
 
 
-def write_checkpoint(preset: Preset, folder: Path) -> Any:
-    """Writes a random checkpoint with tokenizer and processor files; returns the torch model."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+def versions() -> dict[str, str]:
+    """Of the other side."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
 
-    torch.manual_seed(0)
-    width, depth, heads, hidden = preset.tower
-    vision = CLIPVisionConfig(
-        hidden_size=width,
-        num_hidden_layers=depth + 1,  # features are taken before the last block
-        num_attention_heads=heads,
-        intermediate_size=hidden,
-        image_size=preset.image_size,
-        patch_size=preset.patch_size,
-    )
-    width, depth, heads, hidden = preset.decoder
-    text = LlamaConfig(
-        vocab_size=preset.vocabulary,
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        num_key_value_heads=preset.kv_heads,
-        intermediate_size=hidden,
-        max_position_embeddings=4096,
-    )
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_index=4)
-    ).eval()
-    model.save_pretrained(folder)
-    words = ["<unk>", "<s>", "</s>", "<pad>", "<image>", *PROMPT.replace("<image>", "").replace(":", " :").split()]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(dict.fromkeys(words))}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(words[:5])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
-    edge = preset.image_size
-    processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": edge},
-        "crop_size": {"height": edge, "width": edge},
+
+def compare_sides(
+    subject: Subject,
+    case: Case,
+    source: str,
+    *,
+    repeats: int = REPEATS,
+    compiled: bool = True,
+    on_step: Callable[[str], None] = lambda text: None,
+) -> list[Row]:
+    """Times both sides in turns: the full prompt on ours and theirs, and ours with the budget of the case.
+
+    Args:
+      source: the preset, or the path of the checkpoint, that the subject was made from.
+      compiled: whether theirs is also timed through `torch.compile`.
+
+    Raises:
+      VilaError: transformers has no class for this model.
+    """
+    if subject.config.layout != "llava":
+        fix = "Compare one of LLaVA's: llava-1.5-7b, llava-next-7b, mid-0.3b."
+        raise VilaError(f"transformers has no model of the kind of {subject.name}", where="MODEL", fix=fix)
+    on_step("copying weights to PyTorch")
+    theirs = _Theirs(_torch_model(subject, source), subject, dataclasses.replace(case, budget=None))
+    budgets = dict.fromkeys([None, case.budget])
+    answers = {_our_name(budget): _ours(subject, dataclasses.replace(case, budget=budget)) for budget in budgets}
+    answers[EAGER] = theirs.eager
+    if compiled:
+        answers[COMPILED] = theirs.compiled
+    on_step("comparing answers")
+    difference = _logit_difference(subject, theirs)
+    same = bool((answers[OURS](case.new_tokens) == theirs.eager(case.new_tokens)).all())
+    on_step("timing both sides in turns")
+    times = interleaved({name: _clocks(answer, case.new_tokens) for name, answer in answers.items()}, repeats)
+    about = {"model": subject.name, "dtype": subject.dtype} | dataclasses.asdict(case)
+    rows = []
+    for name, own in times.items():
+        facts = _facts(own, times[EAGER], case)
+        if name == OURS:
+            facts |= {"logit_difference": difference, "same_ids": same}
+        budget = case.budget if name == _our_name(case.budget) else None
+        rows.append(Row("peer", about | {"side": name, "budget": budget}, own, facts))
+    return rows
+
+
+def _our_name(budget: str | None) -> str:
+    return OURS if budget is None else f"{OURS}, {budget}"
+
+
+def _facts(own: dict[str, Times], peer: dict[str, Times], case: Case) -> dict[str, Any]:
+    return {
+        "decode_tokens_per_second": case.batch / own["step"].median,
+        "prefill_against_peer": peer["prefill"].median / own["prefill"].median,
+        "decode_against_peer": peer["step"].median / own["step"].median,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def _clocks(answer: Answer, new_tokens: int) -> Callable[[], dict[str, float]]:
+    """The time to the first token, from prepared pictures, and of each further step of a longer answer."""
+
+    def clocks() -> dict[str, float]:
+        start = time.perf_counter()
+        answer(1)
+        first = time.perf_counter() - start
+        start = time.perf_counter()
+        answer(new_tokens)
+        return {"prefill": first, "step": (time.perf_counter() - start - first) / (new_tokens - 1)}
+
+    return clocks
+
+
+def _ours(subject: Subject, case: Case) -> Answer:
+    batch = Batch(subject, case)
+    requests = batch.requests(batch.pictures())
+
+    def answer(new_tokens: int) -> np.ndarray:
+        sampling = [SamplingOptions()] * len(requests)
+        run = subject.engine.generate(requests, sampling, new_tokens, budget=batch.budget, end_tokens=())
+        chunks = [chunk.tokens for chunk in run]
+        return np.asarray([[token for chunk in chunks for token in chunk[row]] for row in range(len(requests))])
+
+    return answer
+
+
+def _logit_difference(subject: Subject, theirs: "_Theirs") -> float:
+    """The largest, over all positions of the first prompt."""
+    ours = subject.engine.logits(theirs.requests[0], budget=None)
+    return float(np.abs(ours - theirs.logits()).max())
+
+
+class _Theirs:
+    """The other side: greedy generation by transformers.
+
+    Args:
+      model: of transformers.
+      subject, case: whose requests it answers, all tokens of them.
+    """
+
+    def __init__(self, model: Any, subject: Subject, case: Case):
+        import torch
+
+        self.model = model
+        batch = Batch(subject, case)
+        pictures = batch.pictures()
+        self.requests: Sequence[Request] = batch.requests(pictures)
+        planner, placeholder = subject.engine.planner, subject.config.image_token_id
+        ids = []
+        for request, picture in zip(self.requests, pictures, strict=True):
+            count = planner.visual_count(picture.geometry, None)
+            own = [[token] * (count if token == placeholder else 1) for token in request.token_ids]
+            ids.append([token for part in own for token in part])
+        pixels = np.stack([picture.pixels for picture in pictures])
+        if subject.config.model_type == "llava":
+            pixels = pixels[:, 0]  # a single tile each
+        self.inputs = {
+            "input_ids": torch.tensor(ids, device=model.device),
+            "attention_mask": torch.ones((len(ids), len(ids[0])), dtype=torch.long, device=model.device),
+            "pixel_values": torch.from_numpy(pixels).to(model.device, model.dtype),
+        }
+        if subject.config.model_type == "llava_next":
+            sizes = [picture.geometry.image_size for picture in pictures]
+            self.inputs["image_sizes"] = torch.tensor(sizes, device=model.device)
+        self._forward, self._compiled = model.forward, torch.compile(model.forward)
+
+    def eager(self, new_tokens: int) -> np.ndarray:
+        return self._generate(new_tokens)
+
+    def compiled(self, new_tokens: int) -> np.ndarray:
+        """With a cache of static length, so that every step is one program."""
+        self.model.forward = self._compiled
+        try:
+            return self._generate(new_tokens, cache_implementation="static", disable_compile=True)
+        finally:
+            self.model.forward = self._forward
+
+    def logits(self) -> np.ndarray:
+        """Of the first row, `[T, C]`."""
+        import torch
+
+        with torch.inference_mode():
+            first = {name: value[:1] for name, value in self.inputs.items()}
+            return self.model(**first).logits[0].float().cpu().numpy()
+
+    def _generate(self, new_tokens: int, **options: Any) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            out = self.model.generate(
+                **self.inputs,
+                **options,
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        return out[:, self.inputs["input_ids"].shape[1] :].cpu().numpy()  # waits for the device
+
+
+def _torch_model(subject: Subject, source: str) -> Any:
+    """The model of transformers, with the subject's weights, on its device and in its dtype."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        fix = "Install PyTorch with CUDA, or set JAX_PLATFORMS=cpu."
+        raise VilaError("PyTorch does not see the GPU that JAX uses", where="vila-jax bench peer", fix=fix)
+    options = {"dtype": getattr(torch, subject.dtype), "attn_implementation": "sdpa"}
+    if source not in PRESETS:
+        return AutoModelForImageTextToText.from_pretrained(source, **options).to(device).eval()
+    config = preset_json(source)
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(
+            AutoConfig.for_model(config.pop("model_type"), **config), **options
+        ).eval()
+    _copy_weights(subject, model)
     return model
 
 
-@dataclasses.dataclass
-class Side:
-    """One contender: `run(new_tokens)` answers the prompt and returns the ids."""
-
-    name: str
-    run: Callable[[int], list[int]]
-    prefill: list[float] = dataclasses.field(default_factory=list)
-    decode: list[float] = dataclasses.field(default_factory=list)
-
-    def measure(self, new_tokens: int) -> None:
-        """One repeat: the time to the first token, and the time of each further one."""
-        start = time.perf_counter()
-        self.run(1)
-        first = time.perf_counter() - start
-        start = time.perf_counter()
-        self.run(new_tokens)
-        rest = time.perf_counter() - start - first
-        self.prefill.append(first)
-        self.decode.append(rest / (new_tokens - 1))
-
-
-def contenders(folder: Path, torch_model: Any, image: Image.Image) -> tuple[list[Side], float, int]:
-    """The sides, the largest difference of the logits at all positions of the prompt, and its number of tokens."""
+def _copy_weights(subject: Subject, model: Any) -> None:
+    """One weight after another, through the host; what lies behind the feature layer stays as it is."""
     import torch
 
-    model = vila_jax.from_pretrained(str(folder), dtype="float32")
-    pixels = torch.from_numpy(model.preprocessor(image).pixels)
-    ids = model.tokenizer.encode_prompt(PROMPT)
-    count = model.count_tokens((image.height, image.width))
-    at = ids.index(4)
-    spliced = torch.tensor([ids[:at] + [4] * count + ids[at + 1 :]])
-
-    def ours(budget: str | None) -> Callable[[int], list[int]]:
-        def run(new_tokens: int) -> list[int]:
-            answer = model.generate(PROMPT, [image], budget=budget, max_new_tokens=new_tokens, ignore_eos=True)
-            assert not isinstance(answer, list)
-            return list(answer.token_ids)
-
-        return run
-
-    @torch.inference_mode()
-    def theirs(new_tokens: int) -> list[int]:
-        options = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": None}
-        out = torch_model.generate(input_ids=spliced, pixel_values=pixels, **options)
-        return out[0, spliced.shape[1] :].tolist()
-
-    with torch.inference_mode():
-        reference = torch_model(input_ids=spliced, pixel_values=pixels).logits[0].numpy()
-    difference = float(np.abs(model.logits(PROMPT, [image]) - reference).max())
-    sides = [
-        Side("vila_jax", ours(None)),
-        Side("vila_jax, hired:0.2", ours("hired:0.2")),
-        Side("transformers + PyTorch (sdpa)", theirs),
-    ]
-    return sides, difference, spliced.shape[1]
+    flat = nnx.to_flat_state(subject.engine.phases.programs.state)
+    ours = {dotted(path): leaf.get_value() for path, leaf in flat}
+    vlm = subject.config.vlm
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            path = LLAVA.from_hf(name)
+            if path in ours:
+                parameter.copy_(_as_torch(np.asarray(ours.pop(path))).view(parameter.shape))
+            elif not LLAVA.is_unused(name, vlm):
+                raise VilaError(f"transformers has a weight {name} that we have not", where=subject.name)
+    if ours:
+        raise VilaError(f"transformers lacks {', '.join(sorted(ours)[:3])}", where=subject.name)
 
 
-def spread(values: list[float], scale: float = 1.0) -> str:
-    """Median and range."""
-    low, middle, high = (f(values) * scale for f in (min, statistics.median, max))
-    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+def _as_torch(array: np.ndarray) -> Any:
+    """A tensor of the same values; NumPy's bfloat16 is unknown to torch."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
 
 
-def report(preset: str, sides: list[Side], difference: float, same: bool, settings: dict[str, Any]) -> str:
-    """The page, in Markdown."""
-    prefill, decode = ([statistics.median(getattr(side, phase)) for side in sides] for phase in ("prefill", "decode"))
-    rows = [
-        f"| {side.name} | {spread(side.prefill)} | {prefill[-1] / prefill[i]:.2f} x "
-        f"| {spread([1 / t for t in side.decode])} | {decode[-1] / decode[i]:.2f} x |"
-        for i, side in enumerate(sides)
-    ]
-    packages = ("jax", "flax", "torch", "transformers")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    machine = f"{settings['cpu']}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    tokens, new, repeats = settings["tokens"], settings["new"], settings["repeats"]
-    lines = [
-        f"# Beside transformers: `{preset}`",
-        "",
-        f"Made by `python -m vila_jax.bench.peer --preset {preset} --out docs/parity.md`; not edited by hand.",
-        "",
-        f"{datetime.date.today()}, {machine}, {versions}.",
-        f"float32 on both sides, batch 1, {tokens} prompt tokens, {new} generated; {repeats} repeats, "
-        "interleaved, after a warm-up; median (range).",
-        "",
-        "| | prefill, s | against PyTorch | decode, tokens/s | against PyTorch |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
-        f"A budget of 20 % makes our prefill {prefill[0] / prefill[1]:.2f} x faster than our own full one.",
-        "",
-        f"Parity: largest difference of the logits at all {tokens} positions {difference:.1e}; greedy ids "
-        f"{'identical' if same else 'DIFFERENT'} over {new} tokens.",
-        "",
-        "Prefill is the wall time of a one-token answer; preparing the picture counts on our side only. Decode is the "
-        "rest of a long answer.",
-    ]
-    return "\n".join(lines) + "\n"
+@contextlib.contextmanager
+def released() -> Iterator[None]:
+    """Lets go of the memory of both sides afterwards, so that another dtype finds room."""
+    yield
+    gc.collect()
+    jax.clear_caches()
+    import torch
 
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m vila_jax.bench.peer", description=__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="mid-0.3b")
-    parser.add_argument("--new-tokens", type=int, default=65)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="also write the page there")
-    args = parser.parse_args(argv)
-    keep_freed_memory()  # for both sides, as our programs do
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8))
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        sides, difference, length = contenders(folder, write_checkpoint(PRESETS[args.preset], folder), image)
-        tokens = {side.name: side.run(args.new_tokens) for side in sides}  # warm-up: compiles, fills caches
-        for side in sides:
-            side.run(1)
-        for repeat in range(args.repeats):
-            console.print(f"repeat {repeat + 1}/{args.repeats}")
-            for side in sides:
-                side.measure(args.new_tokens)
-    same = tokens[sides[0].name] == tokens[sides[-1].name]
-    settings = {"cpu": cpu_name(), "tokens": length, "new": args.new_tokens, "repeats": args.repeats}
-    page = report(args.preset, sides, difference, same, settings)
-    print(page)
-    if args.out:
-        args.out.write_text(page)
-
-
-if __name__ == "__main__":
-    main()
+    torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -13,6 +13,8 @@ from typing import Any
 
 from vila_jax.errors import ConfigError
 from vila_jax.hf.config import ModelConfig, parse_config
+from vila_jax.vision.preprocess import PreprocessConfig, Preprocessor
+from vila_jax.vision.vila import VilaPreprocessor
 
 JSON = dict[str, Any]
 
@@ -143,3 +145,22 @@ def preset_json(name: str) -> JSON:
 def preset(name: str) -> ModelConfig:
     """A preset as the network that it describes; see `preset_json`."""
     return parse_config(preset_json(name))
+
+
+def processor_json(name: str) -> JSON:
+    """The `preprocessor_config.json` of a preset of LLaVA."""
+    config = preset_json(name)
+    edge, pinpoints = config["vision_config"]["image_size"], config.get("image_grid_pinpoints")
+    sizes = {"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge}}
+    if pinpoints is None:
+        return {"image_processor_type": "CLIPImageProcessor"} | sizes
+    return {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": pinpoints} | sizes
+
+
+def preset_preprocessor(name: str) -> Preprocessor | VilaPreprocessor:
+    """How pictures are prepared for a preset."""
+    config = preset(name)
+    if config.pictures is not None:
+        return VilaPreprocessor(config.pictures)
+    files = PreprocessConfig.from_hf(processor_json(name), model_type=config.model_type)
+    return Preprocessor(files, config.vlm.vision.patch_size)

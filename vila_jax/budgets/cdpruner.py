@@ -104,6 +104,9 @@ def most_probable(
     """
     rounds = counts.max()
     weights = jax.lax.stop_gradient(relevance).astype(jnp.float32)
+    # A direction with itself is 1 but for rounding, which must not decide between equally relevant candidates.
+    itself = jnp.broadcast_to(jnp.eye(similarity.shape[-1], dtype=bool), similarity.shape)
+    similarity = jnp.where(itself & (similarity > 0.5), 1.0, similarity)
     kernels = weights[..., :, None] * similarity * weights[..., None, :]
 
     def one_row(kernel: Float[Array, "N N"], candidates: Bool[Array, " N"], count: Int[Array, ""]) -> Array:

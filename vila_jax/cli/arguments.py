@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,25 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """--json."""
     parser.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
+
+
+def listed(text: str) -> list[str]:
+    """A type for words between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def wholes(minimum: int) -> Callable[[str], list[int]]:
+    """A type for whole numbers from `minimum`, between commas."""
+
+    def read(text: str) -> list[int]:
+        return [whole(minimum)(part) for part in listed(text) or [""]]
+
+    return read
+
+
+def budgets(text: str) -> list[str]:
+    """A type for budgets between commas; a comma before an option (`alpha=0.5`) belongs to its budget."""
+    return [part.strip() for part in re.split(r",(?!\s*\w+\s*=)", text) if part.strip()]
 
 
 def whole(minimum: int) -> Callable[[str], int]:

@@ -11,7 +11,6 @@ methods adds their rows. Times are measured again for all rows then, so that the
 
 import argparse
 import pathlib
-import re
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -48,12 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         metavar="M,..",
-        type=_methods,
+        type=arguments.budgets,
         help="methods, with options where wanted, or whole budgets: hired,alpha=0.3,random,hired:0.4+fastv:0.5 "
         "(default: all there are)",
     )
     parser.add_argument(
-        "--keep", metavar="K,..", type=_listed, default=list(_KEEPS), help=f"default: {','.join(_KEEPS)}"
+        "--keep", metavar="K,..", type=arguments.listed, default=list(_KEEPS), help=f"default: {','.join(_KEEPS)}"
     )
     parser.add_argument(
         "--batch", metavar="N", type=arguments.whole(1), default=1, help="requests at once (default: 1)"
@@ -74,15 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="F", help="write all numbers as JSON; - is stdout, in place of the tables")
     parser.add_argument("--csv", metavar="F", type=pathlib.Path, help="write all numbers as CSV")
     arguments.add_dtype(parser)
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _methods(text: str) -> list[str]:
-    """Splits at commas, except before an option."""
-    return [part.strip() for part in re.split(r",(?!\s*\w+\s*=)", text) if part.strip()]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -158,37 +148,21 @@ def _load(args: argparse.Namespace, progress: Progress) -> "Model":
     progress.phase("starting JAX")
     from vila_jax import assets
     from vila_jax.cli.cache import enable_compile_cache
-    from vila_jax.model import from_pretrained
+    from vila_jax.cli.loading import load_model
 
     enable_compile_cache()
-    return from_pretrained(
-        str(assets.nano()) if args.model == NANO else args.model,
-        dtype=args.dtype,
-        revision=args.revision,
-        era=args.era,
-        on_tensor=progress.on_tensor,
-    )
+    return load_model(args, progress, path=str(assets.nano()) if args.model == NANO else None, on_compile=None)
 
 
 def _settings(args: argparse.Namespace, model: "Model", load: Any) -> dict[str, Any]:
     """What rows must have in common to be compared; without folders of this machine."""
-    import importlib.metadata
-    import os
+    from vila_jax.bench.results import environment
 
-    import jax
-
-    import vila_jax
-    from vila_jax.bench.machine import cpu_name
-
-    device = jax.devices()[0]
     return {
         "model": args.model if args.model == NANO else pathlib.PurePath(args.model).name,
         "revision": args.revision,
         "dtype": model.engine.planner.dtype,
-        "device": f"{device.device_kind} ({device.platform})",
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
-        "versions": {"vila_jax": vila_jax.__version__}
-        | {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+        **environment(),
         "batch": args.batch,
         "pictures": [list(picture.size) for picture in load.pictures],
         "question": load.question,

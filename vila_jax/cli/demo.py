@@ -43,7 +43,7 @@ _LONGEST = len("orange triangle")  # of all right answers
 _NEEDS = ("sklearn", "matplotlib")
 
 _ABOUT = (
-    "It was trained from nothing by this repository (configs/nano.py) on scenes like these, and on nothing else: it "
+    "It was trained from nothing by this repository (configs/nano) on scenes like these, and on nothing else: it "
     "knows shapes, colours, places, handwritten digits and two dozen words. It shows that the whole road works "
     "(checkpoint, tiles, budget, decoding), and what a budget costs; it does not show what a 7B model can do, and of "
     "a photo it can say nothing."

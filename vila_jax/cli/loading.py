@@ -9,13 +9,16 @@ if TYPE_CHECKING:
     from vila_jax.model import Model
 
 
-def load_model(args: argparse.Namespace, progress: Progress, **options: Any) -> "Model":
+def load_model(args: argparse.Namespace, progress: Progress, *, path: str | None = None, **options: Any) -> "Model":
     """Loads MODEL as --dtype, --revision and --era say, showing how far it is.
 
     Args:
+      path: what MODEL stands for, where it is a name of ours.
       options: further ones of `vila_jax.from_pretrained`.
     """
     from vila_jax.model import from_pretrained
 
     named: dict[str, Any] = {name: getattr(args, name) for name in ("dtype", "revision", "era")}
-    return from_pretrained(args.model, on_tensor=progress.on_tensor, on_compile=progress.on_compile, **named, **options)
+    chosen = args.model if path is None else path
+    shown = {"on_tensor": progress.on_tensor, "on_compile": progress.on_compile}
+    return from_pretrained(chosen, **(shown | named | options))

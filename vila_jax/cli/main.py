@@ -69,6 +69,7 @@ def _run(argv: list[str] | None) -> int:
         args = parser.parse_args(argv)
     except SystemExit as stop:  # --help, --version, wrong use
         return stop.code if isinstance(stop.code, int) else exits.USAGE
+    args.words = sys.argv[1:] if argv is None else argv  # for results that say how they were made
     if args.command is None:
         parser.print_help(sys.stderr)
         return exits.USAGE

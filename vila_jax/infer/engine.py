@@ -8,10 +8,12 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from vila_jax.budgets import Budget
+from vila_jax.errors import BudgetError
 from vila_jax.hf.config import ModelConfig
 from vila_jax.infer.chosen import Chosen
 from vila_jax.infer.image_cache import ImageCache
 from vila_jax.infer.layout import Layout, Planner, Request
+from vila_jax.infer.likelihood import Likelihood, Probe, pack_targets, unpack
 from vila_jax.infer.phases import Phases
 from vila_jax.infer.prefixes import PrefixCache
 from vila_jax.infer.programs import OnCompile, Programs
@@ -91,6 +93,24 @@ class Engine:
         layout = self.planner.layout([request], budget, 0)
         logits, lengths = self.phases.logits(layout)
         return np.asarray(logits[0])[: int(lengths[0])]
+
+    def log_likelihoods(self, probes: Sequence[Probe], *, budget: Budget | None) -> list[list[Likelihood]]:
+        """For every probe, how probable its continuations are.
+
+        Raises:
+          BudgetError: a continuation has several tokens, under a budget inside the decoder: it chooses by what the last
+            tokens of a prompt attend to, which here would be those of the continuation.
+        """
+        layout = self.planner.layout([probe.request for probe in probes], budget, 0)
+        targets = pack_targets(probes)
+        if layout.schedule is not None and targets.back.any():
+            raise BudgetError(
+                "the likelihood of several tokens is not known under a budget inside the decoder",
+                where=f"budget {str(budget)!r}",
+                fix="Use a budget in front of the decoder, or compare single tokens.",
+            )
+        log_probs, best = self.phases.target_log_probs(layout, targets)
+        return unpack(probes, np.asarray(log_probs), np.asarray(best))
 
     def embeddings(self, request: Request, *, budget: Budget | None) -> Float[np.ndarray, "T D"]:
         """What the decoder reads: embeddings of text and visual tokens in one sequence."""

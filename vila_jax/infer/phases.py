@@ -11,6 +11,7 @@ from vila_jax.infer.decode import Progress, decode_chunk
 from vila_jax.infer.decoder_plan import Schedule, SparseSchedule, Stages
 from vila_jax.infer.image_cache import ImageCache
 from vila_jax.infer.layout import Layout
+from vila_jax.infer.likelihood import Targets, target_log_probs
 from vila_jax.infer.prefill import (
     Before,
     Prompts,
@@ -71,6 +72,11 @@ class Phases:
         kept, schedule = layout.kept, layout.schedule
         visual = self.visual_tokens(layout.tiles)
         return self.programs.call("logits", prompt_logits, layout.prompts, visual, kept, schedule=schedule)
+
+    def target_log_probs(self, layout: Layout, targets: Targets) -> tuple[Float[Array, "B Q"], Bool[Array, "B Q"]]:
+        """Log-probabilities of some tokens, and which of them are the most probable."""
+        arrays = layout.prompts, self.visual_tokens(layout.tiles), targets, layout.kept
+        return self.programs.call("likelihoods", target_log_probs, *arrays, schedule=layout.schedule)
 
     def tokens_left(self, layout: Layout) -> Int[Array, "B T"]:
         """The rows of the table of visual tokens that a budget inside the decoder leaves."""

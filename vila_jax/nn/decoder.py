@@ -30,7 +30,7 @@ from vila_jax.nn.focus import Focus, focused_attention, mean_weights
 from vila_jax.nn.layers import ACTIVATIONS, Linear, RMSNorm
 from vila_jax.nn.params import normal, weight
 from vila_jax.nn.rope import apply_rope, rotary_angles
-from vila_jax.nn.stacked import Execution, Stacked, run_blocks
+from vila_jax.nn.stacked import Execution, run_blocks
 
 LayerCache = tuple[Float[Array, "*rows K _S H"], Float[Array, "*rows K _S H"]]  # S differs from layer to layer
 Cache = tuple[LayerCache, ...]
@@ -153,9 +153,7 @@ class Decoder(nnx.Module):
         table = (config.vocab_size, config.hidden_size)
         self.embedding = weight(table, ("vocab", "embed"), normal(0.02), rngs=rngs, dtype=dtype)
         self.execution = Execution()
-        self.layers: Stacked | nnx.List[DecoderBlock] = nnx.List(
-            [DecoderBlock(config, i, rngs=rngs, dtype=dtype) for i in range(config.num_layers)]
-        )
+        self.layers = nnx.List([DecoderBlock(config, i, rngs=rngs, dtype=dtype) for i in range(config.num_layers)])
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs, dtype=dtype)
         self.head = (
             None if config.tie_embeddings else weight(table, ("vocab", "embed"), normal(0.02), rngs=rngs, dtype=dtype)
@@ -216,7 +214,7 @@ class Decoder(nnx.Module):
         for i in layers:
             with jax.named_scope(f"decoder_layer_{i}"):
                 x, own = self.layers[i](x, rotation, cache[i - layers.start], offset, segments, focus)
-            assert own is not None
+            assert own is not None  # a block with a cache gives it back
             written.append(own)
         return x, tuple(written)
 

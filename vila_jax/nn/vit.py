@@ -30,7 +30,7 @@ from vila_jax.nn.config import VisionConfig
 from vila_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, along_last
 from vila_jax.nn.params import fan_in, normal, ones, weight, zeros
 from vila_jax.nn.resize import resize_bicubic
-from vila_jax.nn.stacked import Execution, Stacked, run_block, run_blocks
+from vila_jax.nn.stacked import Execution, run_block, run_blocks
 from vila_jax.nn.tower_tokens import Reduction, Tokens
 
 Intermediates = dict[str, Float[Array, "..."]]
@@ -212,7 +212,7 @@ class VisionTower(nnx.Module):
             LayerNorm(config.hidden_size, config.norm_eps, rngs=rngs, dtype=dtype) if config.kind == "clip" else None
         )
         self.execution = Execution()
-        self.layers: Stacked | nnx.List[Block] = nnx.List([Block(config, rngs=rngs, dtype=dtype) for _ in range(depth)])
+        self.layers = nnx.List([Block(config, rngs=rngs, dtype=dtype) for _ in range(depth)])
 
     def __call__(
         self, pixels: Float[Array, "R 3 h w"], wanted: Collection[str] = (), layers: Sequence[int] | None = None

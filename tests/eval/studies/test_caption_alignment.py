@@ -10,9 +10,9 @@ from flax import nnx
 from PIL import Image
 
 from eval.__main__ import main
+from eval.metrics.retrieval import hits, ranks
 from eval.studies.aligner import Aligner, Keep, Shape, contrastive_loss, photo_flops
 from eval.studies.measure import xla_flops
-from eval.studies.retrieval import hits, ranks
 from eval.studies.scene_captions import write_scenes
 
 SHAPE = Shape(side=32, patch=8, width=16, heads=2, words=6)

@@ -19,7 +19,7 @@ from train.data.records import Caption, Conversation
 from train.data.samples import make_layouts
 from train.data.stream import MIN_SEEN, drawn_budget, estimate_steps, open_batches
 from train.recipe import Data, Rows, Stage
-from vila_jax.errors import BudgetError, ConfigError, DataError
+from vila_jax.errors import BudgetError, CheckpointError, ConfigError, DataError
 
 BUDGETS = ("full", "random:0.5", "uniform:0.25")
 STAGE = Stage("x", {"projector": 1e-3}, Rows(2, 96, 4, bins=3), Data("set", threads=2, prefetch=3), budgets=BUDGETS)
@@ -85,25 +85,47 @@ def test_budgets_are_drawn_alike_on_all_hosts(layouts):
         batches.close()
 
 
-@pytest.mark.parametrize("handed_out", [0, 1, 7])
-def test_a_run_goes_on_behind_the_last_batch_that_it_saw(layouts, handed_out):
-    """Batches that were made ahead and never asked for are made again."""
-    first = open_batches(STAGE, layouts, records(50, bad_every=10))
+def positions(batches, count):
+    """So many batches, each with what is known behind it: the position, and the counts."""
+    return [(next(batches), batches.get_state(), batches.seen, batches.bad) for _ in range(count)]
+
+
+def bad_records():
+    return records(50, bad_every=10)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(layouts):
+    """Made without a thread."""
+    stage = dataclasses.replace(STAGE, data=dataclasses.replace(STAGE.data, prefetch=0))
+    return positions(open_batches(stage, layouts, bad_records()), 16)
+
+
+@pytest.mark.parametrize(("prefetch", "threads"), [(0, 2), (3, 1), (1, 4)])
+@pytest.mark.parametrize("handed_out", [0, 1, 2, 7])
+def test_a_run_goes_on_behind_the_last_batch_that_it_saw(layouts, uninterrupted, handed_out, prefetch, threads):
+    """Batches that were made ahead and never asked for are made again; what was counted is right behind each of them,
+    for budgets too that are not drawn for a while."""
+    stage = dataclasses.replace(STAGE, data=dataclasses.replace(STAGE.data, prefetch=prefetch, threads=threads))
+    first = open_batches(stage, layouts, bad_records())
     taken(first, handed_out)
     state = json.loads(json.dumps(first.get_state()))
-    rest = taken(first, 9)
-    again = open_batches(STAGE, layouts, records(50, bad_every=10))
-    again.set_state(state)
-    same(taken(again, 9), rest)
-    assert (again.seen, again.bad) == (first.seen, first.bad) and first.bad["empty conversation"] > 0
-    assert again.get_state() == first.get_state()
-    again.set_state(state)  # also in the middle of things
-    same(taken(again, 9), rest)
-    again.set_state(state)
-    again.close()
-    same(taken(again, 3), rest[:3])
+    again = open_batches(stage, layouts, bad_records())
+    for _ in range(2):  # the second time, in the middle of things
+        again.set_state(state)
+        assert again.get_state() == state and (again.seen, again.bad) == (first.seen, first.bad)
+        for (batch, *known), (expected, *others) in zip(positions(again, 9), uninterrupted[handed_out:], strict=False):
+            same([batch], [expected])
+            assert known == others
+    assert uninterrupted[-1][3]["empty conversation"] > 0
     first.close(), again.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
+    assert not [thread for thread in threading.enumerate() if "ThreadPrefetchDatasetIterator" in thread.name]
+
+
+def test_what_is_no_position(layouts):
+    for state in {}, {"step": 1, "streams": [{"batches": {"parent": 3}, "seen": 0, "bad": {}}] * 3}:
+        with pytest.raises(CheckpointError, match="does not fit the data"):
+            open_batches(STAGE, layouts, records(4)).set_state(state)
 
 
 def test_random_tokens_are_drawn_anew_for_every_sample(layouts):

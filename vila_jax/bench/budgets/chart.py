@@ -92,20 +92,20 @@ def _lines(bench: Bench, *, examined: bool) -> dict[str, list[Row]]:
     return {method: sorted(rows, key=_TOKENS.value) for method, rows in lines.items()}
 
 
-def _styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Baselines are gray and dashed; the others differ in colour, and after all colours in marker."""
-    styles: dict[str, dict[str, Any]] = {ALL_TOKENS: {"color": _FULL, "marker": "*", "markersize": 11, "zorder": 6}}
+def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How the lines of methods are drawn: baselines are gray and dashed, others differ in colour, then marker."""
+    made: dict[str, dict[str, Any]] = {ALL_TOKENS: {"color": _FULL, "marker": "*", "markersize": 11, "zorder": 6}}
     others = [method for method in methods if method not in (*BASELINES, ALL_TOKENS)]
     for i, method in enumerate(others):
         marker = _MARKERS[i // len(_COLORS) % len(_MARKERS)]
-        styles[method] = {"color": _COLORS[i % len(_COLORS)], "marker": marker, "linewidth": 1.6, "zorder": 4}
+        made[method] = {"color": _COLORS[i % len(_COLORS)], "marker": marker, "linewidth": 1.6, "zorder": 4}
     for method, marker in zip(BASELINES, _BASELINE_MARKERS, strict=True):
-        styles[method] = {"color": _GRAY, "marker": marker, "linestyle": (0, (4, 2)), "linewidth": 1.4, "zorder": 5}
-    return styles
+        made[method] = {"color": _GRAY, "marker": marker, "linestyle": (0, (4, 2)), "linewidth": 1.4, "zorder": 5}
+    return made
 
 
 def _draw_accuracy(axes: Any, bench: Bench, lines: Mapping[str, list[Row]], group: str, against: _Axis) -> None:
-    styles = _styles(list(lines))
+    drawn_as = styles(list(lines))
     for place, (method, rows) in enumerate(lines.items()):
         dodged = against is _TOKENS and method != ALL_TOKENS  # so that bars stand beside each other
         dodge = 1 + 0.012 * (place - len(lines) / 2) if dodged else 1
@@ -117,7 +117,7 @@ def _draw_accuracy(axes: Any, bench: Bench, lines: Mapping[str, list[Row]], grou
             [value - 100 * low for value, (low, _) in zip(y, bounds, strict=True)],
             [100 * high - value for value, (_, high) in zip(y, bounds, strict=True)],
         ]
-        drawn = axes.errorbar(x, y, yerr=bars, label=method, **{"markersize": 5, **styles[method]})
+        drawn = axes.errorbar(x, y, yerr=bars, label=method, **{"markersize": 5, **drawn_as[method]})
         for part in drawn[2]:  # the bars
             part.set(alpha=0.35, linewidth=1)
     if ALL_TOKENS in lines and (score := bench.score(lines[ALL_TOKENS][0], group)) is not None:
@@ -130,7 +130,7 @@ def _draw_accuracy(axes: Any, bench: Bench, lines: Mapping[str, list[Row]], grou
 def _draw_costs(panels: Any, lines: Mapping[str, list[Row]]) -> None:
     """FLOPs and milliseconds up to the first token against visual tokens."""
     giga = _Axis("GFLOP to the first token", lambda row: _known_cost(row).total_flops / 1e9)
-    styles = _styles(list(lines))
+    drawn_as = styles(list(lines))
     for axes, against in zip(panels, (giga, _TTFT), strict=True):
         for method, rows in lines.items():
             y = [against.value(row) for row in rows]
@@ -144,7 +144,7 @@ def _draw_costs(panels: Any, lines: Mapping[str, list[Row]]) -> None:
                 y,
                 yerr=bars if against is _TTFT else None,
                 label=method,
-                **{"markersize": 5, **styles[method]},
+                **{"markersize": 5, **drawn_as[method]},
             )
             for part in drawn[2]:
                 part.set(alpha=0.35, linewidth=1)

@@ -61,7 +61,7 @@ def measure_costs(
     """
     refused: dict[str, str] = {}
     turns: dict[str, list[_Turn]] = {}
-    with metered(model) as meter:
+    with metered(model.engine) as meter:
         for turn in range(repeats + 1):
             for case in (row.case for row in rows if row.case.name not in refused):
                 on_step(f"{f'repeat {turn} of {repeats}' if turn else 'compiling'}: {case.name}")
