@@ -162,8 +162,8 @@ def test_what_is_read_is_taken_over_without_a_copy(path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda dtype: dtype.__name__)
-def test_chunks_read_by_threads_are_the_whole(path, monkeypatch, dtype):
-    monkeypatch.setattr(reader, "_CHUNK", 10)  # bytes: five numbers, or two
+def test_pieces_that_are_converted_are_the_whole(path, monkeypatch, dtype):
+    monkeypatch.setattr(reader, "_PIECE", 5)
     shard = open_shard(path)
     for name, tensor in TENSORS.items():
         read = shard.read(name, dtype=dtype)
@@ -180,10 +180,11 @@ def test_every_bfloat16_is_converted_exactly():
     np.testing.assert_array_equal(converted, numbers.astype(np.float32))
 
 
-def test_a_file_that_has_shrunk_is_refused_by_every_thread(path, monkeypatch):
-    monkeypatch.setattr(reader, "_CHUNK", 8)
+@pytest.mark.parametrize("dtype", [None, np.float64])
+def test_a_file_that_has_shrunk_is_refused(path, monkeypatch, dtype):
+    monkeypatch.setattr(reader, "_PIECE", 2)
     shard = open_shard(path)
     last = max(shard.tensors, key=lambda name: shard.tensors[name].stop)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match="middle of a tensor"):
-        shard.read(last)
+        shard.read(last, dtype=dtype)

@@ -82,7 +82,7 @@ def plain_read(folder: pathlib.Path, *, keep: bool = False) -> float:
     """Seconds in which one thread reads all weights of a folder.
 
     Args:
-      keep: into fresh memory for each file, as whoever wants the weights must; else into a small buffer, again and again.
+      keep: into fresh memory for each file, as whoever wants the weights must; else into one small buffer.
     """
     buffer, kept = memoryview(bytearray(16 * 2**20)), []
     start = time.perf_counter()

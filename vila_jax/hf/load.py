@@ -1,14 +1,16 @@
 """Weights of a checkpoint into a model's state: checked as a whole first, then one tensor at a time.
 
-Each tensor travels file -> host buffer -> its place on the devices while at most the next one is read, so that host
-memory beyond the parameters themselves stays at about two tensors. Threads share the reading of each, see
-`vila_jax.hf.safetensors`.
+Each tensor travels file -> host buffer -> its place on the devices, while threads read the next few. Beyond the
+parameters themselves, host memory holds no more than these.
 """
 
+import collections
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -29,6 +31,11 @@ from vila_jax.nn.vlm import VLM
 OnTensor = Callable[[str, int, int], None]
 """Progress: name of the tensor just loaded, bytes read so far, bytes to read in all."""
 
+Part = tuple[tuple[int | None, int | None], ...]
+"""A slice of every axis, as a key; empty for the whole."""
+
+_AHEAD = 8
+"""Tensors that are read while one is placed, each by a thread."""
 
 _POSITIONS = "vision_tower.embeddings.position"
 _RESIZES = {"linear": resize_positions_linear, "bicubic": resize_positions_bicubic}
@@ -105,36 +112,72 @@ def load_state(
     flat = list(nnx.to_flat_state(state))
     sources = match_tensors(checkpoint, {dotted(path): leaf.get_value().shape for path, leaf in flat})
     axes = logical_axes(state)
-    total, done, previous, loaded = sum(source.nbytes for source in sources.values()), 0, None, []
-    for path, leaf in flat:
-        name = dotted(path)
-        shape, source = leaf.get_value().shape, sources[name]
-        sharding = None if mesh is None else sharding_for(axes[name], shape, mesh, rules)
+
+    def target(name: str, shape: tuple[int, ...]) -> _Target:
         own_dtype = np.float32 if in_float32 is not None and in_float32(name) else dtype
-        array = _place(source, shape, np.dtype(own_dtype), sharding)
-        # One transfer may overlap the next read; more would pile up host buffers.
-        jax.block_until_ready(previous)
-        previous = array
-        loaded.append((path, leaf.replace(array)))
-        done += source.nbytes
-        if on_tensor is not None:
-            on_tensor(source.name, done, total)
+        sharding = None if mesh is None else sharding_for(axes[name], shape, mesh, rules)
+        return _Target(sources[name], shape, np.dtype(own_dtype), sharding)
+
+    targets = [target(dotted(path), leaf.get_value().shape) for path, leaf in flat]
+    total, done, previous, loaded = sum(source.nbytes for source in sources.values()), 0, None, []
+    with contextlib.closing(_read_ahead(targets)) as read:
+        for (path, leaf), own, parts in zip(flat, targets, read, strict=True):
+            array = own.place(parts)
+            # One transfer may overlap the next; more would pile up host buffers.
+            jax.block_until_ready(previous)
+            previous = array
+            loaded.append((path, leaf.replace(array)))
+            done += own.source.nbytes
+            if on_tensor is not None:
+                on_tensor(own.source.name, done, total)
     jax.block_until_ready(previous)
     return graphdef, nnx.from_flat_state(loaded)
 
 
-def _place(source: Source, shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding | None) -> jax.Array:
-    """Reads one tensor, or of each device's part only that part, and puts it in place."""
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """A weight on its devices."""
 
-    @functools.cache  # devices that hold copies of the same part share one read
-    def part(index: tuple[tuple[int | None, int | None], ...]) -> np.ndarray:
-        return source.read(tuple(slice(start, stop) for start, stop in index), dtype)
+    source: Source
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    sharding: NamedSharding | None
 
-    if sharding is None:
-        return jax.device_put(part(()))
-    return jax.make_array_from_callback(
-        shape, sharding, lambda index: part(tuple((i.start, i.stop) for i in index or ()))
-    )
+    @property
+    def parts(self) -> list[Part]:
+        """What the devices of this process hold of it; several may hold copies of one part."""
+        if self.sharding is None:
+            return [()]
+        return list(map(_part, self.sharding.addressable_devices_indices_map(self.shape).values()))
+
+    def read(self, part: Part) -> np.ndarray:
+        """A part of it, in memory of its own."""
+        return self.source.read(tuple(slice(start, stop) for start, stop in part), self.dtype)
+
+    def place(self, parts: dict[Part, Future[np.ndarray]]) -> jax.Array:
+        """The weight, of parts that threads have read, or are reading."""
+        if self.sharding is None:
+            return jax.device_put(parts[()].result())
+        return jax.make_array_from_callback(self.shape, self.sharding, lambda index: parts[_part(index)].result())
+
+
+def _part(index: tuple[slice, ...] | None) -> Part:
+    return tuple((own.start, own.stop) for own in index or ())
+
+
+def _read_ahead(targets: Iterable[_Target]) -> Generator[dict[Part, Future[np.ndarray]], None, None]:
+    """The parts of one weight after another, while threads read those of the next ones."""
+    threads = ThreadPoolExecutor(_AHEAD, thread_name_prefix="load")
+    waiting: collections.deque[dict[Part, Future[np.ndarray]]] = collections.deque()
+    try:
+        for target in targets:
+            waiting.append({part: threads.submit(target.read, part) for part in set(target.parts)})
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def match_tensors(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> dict[str, Source]:

@@ -8,7 +8,6 @@ file, so that every page read stays in the process until the file is closed. `vi
 Format: https://huggingface.co/docs/safetensors (its limits on the header are those checked here).
 """
 
-import concurrent.futures
 import dataclasses
 import json
 import math
@@ -24,7 +23,7 @@ from vila_jax.errors import CheckpointError
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _MAX_HEADER = 100_000_000
 _ALIGNMENT = 64  # bytes
-_CHUNK, _THREADS = 16 * 2**20, 8
+_PIECE = 2**19  # numbers
 _DAMAGED = "Download or export the file again."
 
 
@@ -52,7 +51,7 @@ class Shard:
     def read(self, name: str, index: tuple[slice, ...] | None = None, dtype: DTypeLike | None = None) -> np.ndarray:
         """Reads a tensor, or the part of it under `index` (one contiguous slice an axis), into memory of its own.
 
-        Only the rows that the first slice asks for are read from the file, large ones by several threads.
+        Only the rows that the first slice asks for are read from the file.
 
         Args:
           dtype: to convert to; as stored when absent.
@@ -67,7 +66,7 @@ class Shard:
         start = info.start + first * math.prod(info.shape[1:]) * stored.itemsize
         shape = (last - first, *info.shape[1:]) if index else ()
         buffer = aligned_empty(shape, stored if dtype is None else np.dtype(dtype))
-        read_into(self.path, start, stored, buffer.reshape(-1))
+        _read_into(self.path, start, stored, buffer.reshape(-1))
         # A copy of a part, so that the rows around it can be freed.
         return buffer if not index else np.ascontiguousarray(buffer[(slice(None), *index[1:])])
 
@@ -95,34 +94,25 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def read_into(path: epath.Path, start: int, stored: np.dtype, out: np.ndarray) -> None:
+def _read_into(path: epath.Path, start: int, stored: np.dtype, out: np.ndarray) -> None:
     """Fills a flat array with the numbers that lie in a file from byte `start` on, converting them.
 
-    Chunks are read and converted by threads: most of the time goes into moving bytes, and into memory that is touched
-    for the first time, and neither holds Python's lock.
+    Most of the time goes into moving bytes, and into memory that is touched for the first time. Neither holds Python's
+    lock, so that several threads can read.
 
     Args:
       stored: dtype in the file.
     """
-    size = max(_CHUNK // stored.itemsize, 1)
-
-    def read_chunk(first: int) -> None:
-        part = out[first : first + size]
-        raw = part if stored == out.dtype else np.empty(len(part), stored)
-        with path.open("rb") as file:
-            file.seek(start + first * stored.itemsize)
-            _fill(file, raw, path)
-        if raw is not part:
-            convert(raw, part)
-
-    chunks = range(0, len(out), size)
-    if len(chunks) < 2:
-        for first in chunks:
-            read_chunk(first)
-        return
-    with concurrent.futures.ThreadPoolExecutor(min(_THREADS, len(chunks))) as threads:
-        for _ in threads.map(read_chunk, chunks):  # raises what a thread has raised
-            pass
+    with path.open("rb") as file:
+        file.seek(start)
+        if stored == out.dtype:
+            _fill(file, out, path)
+            return
+        piece = np.empty(min(_PIECE, len(out)), stored)  # stays in the processor's cache
+        for first in range(0, len(out), _PIECE):
+            part = out[first : first + _PIECE]
+            _fill(file, piece[: len(part)], path)
+            convert(piece[: len(part)], part)
 
 
 def convert(numbers: np.ndarray, out: np.ndarray) -> None:
