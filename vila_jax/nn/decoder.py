@@ -28,6 +28,7 @@ from vila_jax.nn.attention import attention
 from vila_jax.nn.config import DecoderConfig
 from vila_jax.nn.focus import Focus, focused_attention, mean_weights
 from vila_jax.nn.layers import ACTIVATIONS, Linear, RMSNorm
+from vila_jax.nn.once import traced_once
 from vila_jax.nn.params import normal, weight
 from vila_jax.nn.rope import apply_rope, rotary_angles
 from vila_jax.nn.stacked import Execution, run_blocks
@@ -140,6 +141,18 @@ class DecoderBlock(nnx.Module):
         return x + self.mlp(self.norm2(x)), cache
 
 
+@traced_once
+def _run(
+    block: DecoderBlock,
+    x: Float[Array, "B T D"],
+    rotation: Rotation,
+    cache: LayerCache,
+    offset: Int[Array, " B"] | None,
+    segments: Int[Array, "B T"] | None,
+) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+    return block(x, rotation, cache, offset, segments)
+
+
 class Decoder(nnx.Module):
     """Token embeddings, blocks, final norm and the language-model head.
 
@@ -213,7 +226,11 @@ class Decoder(nnx.Module):
         written: list[LayerCache] = []
         for i in layers:
             with jax.named_scope(f"decoder_layer_{i}"):
-                x, own = self.layers[i](x, rotation, cache[i - layers.start], offset, segments, focus)
+                arrays = x, rotation, cache[i - layers.start], offset, segments
+                if focus is None:
+                    x, own = _run(self.layers[i], *arrays)
+                else:
+                    x, own = self.layers[i](*arrays, focus)  # holds a function, which is no array
             assert own is not None  # a block with a cache gives it back
             written.append(own)
         return x, tuple(written)
