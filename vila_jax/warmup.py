@@ -57,7 +57,7 @@ def warm_up(
       ContextLengthError: a bucket and `new_tokens` do not fit the context.
       BudgetError: a budget cannot be met.
     """
-    warmed = []
+    warmed, word = [], model.request("a").token_ids[-1]
     for budget in budgets:
         request, chosen = _shortest(model, budget, image_size), parse_budget(budget, model.checkpoint)
         [row], _ = model.engine.planner.rows([request], chosen, new_tokens)
@@ -69,7 +69,7 @@ def warm_up(
                     where=f"bucket {bucket}",
                     fix=f"Ask for at least {shortest}, for a smaller budget, or for text alone (image size 0x0).",
                 )
-            filled = Request([*request.token_ids, *[request.token_ids[0]] * (bucket - shortest)], request.media)
+            filled = Request([*request.token_ids, *[word] * (bucket - shortest)], request.media)
             warmed.append(_compile(model, [filled] * batch, budget, new_tokens, sampling))
     return warmed
 

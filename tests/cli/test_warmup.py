@@ -1,15 +1,19 @@
 """`vila-jax warmup`: what it has compiled is not compiled again."""
 
 import json
+import pathlib
 
 import jax
 import pytest
+from PIL import Image
 
 from tests.compilations import counter
 from vila_jax.cli import cache
 from vila_jax.infer.sampler import SamplingOptions
 from vila_jax.model import from_pretrained
 from vila_jax.warmup import warm_up
+
+VILA = pathlib.Path(__file__).parents[1] / "golden" / "vila" / "checkpoints"
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +45,16 @@ def test_requests_of_the_buckets_compile_nothing(llava, photo):
                 model.generate(prompt, [photo], budget=budget, max_new_tokens=80)
         model.generate(prompts[0], [photo], max_new_tokens=80, temperature=0.7)
     assert count() == 0
+
+
+@pytest.mark.parametrize("name", ["nvila_lite_qwen2_dynamic", "v1arch_llama_clip_pad"])
+def test_prompts_that_begin_with_a_picture(name):
+    model, prompt, image = from_pretrained(VILA / name), "<image> What is this?", Image.new("RGB", (90, 40))
+    [row], _ = model.engine.planner.rows([model.request(prompt, [image])], None, 4)
+    [one] = warm_up(model, [row.count.prompt], image_size=(40, 90), new_tokens=4)
+    with counter() as count:
+        usage = model.generate(prompt, [image], max_new_tokens=4).usage
+    assert count() == 0 and row.count.prompt == usage.prompt_tokens <= one.bucket <= one.cache
 
 
 def test_the_object_says_what_was_compiled(vila_jax_cli, llava, tmp_path):
