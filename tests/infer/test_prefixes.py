@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.infer.checkpoints import photo
+from vila_jax.dist.mesh import make_mesh
 from vila_jax.errors import ConfigError, ImageError, VilaError
 from vila_jax.infer.layout import Planner
 from vila_jax.infer.prefill import embed, lengthened, read
@@ -24,8 +25,6 @@ OPTIONS = {"max_new_tokens": 4, "ignore_eos": True}
 ROOM = 2**24
 LONG = " ".join(f"w{i}" for i in range(4, 84))
 TURNS = [(LONG[:150], [WIDE]), ("w7", []), ("w8 w9", [photo(23, 150)]), ("w10", [])]  # longer than a bucket
-
-
 SAMPLED = OPTIONS | {"temperature": 2.0, "seed": 11}  # greedy answers of random weights may hold no text at all
 
 
@@ -67,6 +66,13 @@ def test_pictures_of_several_placeholders(name):
     answers = converse(
         model, model.chat(**SAMPLED), [("What is this? " * 9, [photo(60, 150)]), ("Why?", [])], **SAMPLED
     )
+    assert answers[1].usage.cached_tokens > 10
+
+
+def test_a_sharded_model_keeps_rows_too(written):
+    mesh = make_mesh({"tensor": 2, "data": 4})
+    sharded = from_pretrained(written.folder, dtype="float32", mesh=mesh)
+    answers = converse(sharded, sharded.chat(**SAMPLED), TURNS[:2], **SAMPLED)
     assert answers[1].usage.cached_tokens > 10
 
 

@@ -42,7 +42,7 @@ class ImageCache:
     """
 
     def __init__(self, max_bytes: int):
-        self._held: BoundedCache[Rows] = BoundedCache(max_bytes, "image_cache")
+        self._held: BoundedCache[Hashable, Rows] = BoundedCache(max_bytes, "image_cache")
         self.lookups = Lookups()
 
     @property

@@ -109,7 +109,7 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int):
-        self._held: BoundedCache[Cache] = BoundedCache(max_bytes, "max_bytes")
+        self._held: BoundedCache[Passage, Cache] = BoundedCache(max_bytes, "max_bytes")
         self._owner: object | None = None
 
     @property
@@ -138,7 +138,7 @@ class PrefixCache:
 
     def find(self, passage: Passage) -> Found | None:
         """What is known of the beginning of a row, if anything is; at least its last piece is left to read."""
-        shared = {key: key.shared(passage) for key, _ in self._held.items() if isinstance(key, Passage)}
+        shared = {key: key.shared(passage) for key, _ in self._held.items()}
         if not shared:
             return None
         key = max(shared, key=lambda key: shared[key])
@@ -153,7 +153,7 @@ class PrefixCache:
     def keep(self, passage: Passage, cache: Cache) -> None:
         """Keeps a row, in place of those that it goes on from."""
         for key, _ in list(self._held.items()):
-            if isinstance(key, Passage) and passage.names[: len(key.names)] == key.names:
+            if passage.names[: len(key.names)] == key.names:
                 self._held.drop(key)
         self._held.put(passage, cache)
 
