@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
+from vila_jax.nn.config import DecoderConfig
+from vila_jax.nn.decoder import Decoder, DecoderBlock, empty_cache
 from vila_jax.nn.layers import LayerNorm, Linear
 from vila_jax.nn.once import traced_once
 
@@ -66,3 +69,18 @@ def test_other_shapes_and_absent_arguments_are_traced_anew():
     for x, more in [(X, None), (X, jnp.zeros(3)), (X[:2], None), (X, None)]:
         np.testing.assert_allclose(run(block, x, more)[0], block(x, more)[0], atol=1e-6)
     assert shapes == [((3, 8), True), ((3, 8), False), ((2, 8), True)]
+
+
+@pytest.mark.parametrize(("windows", "expected"), [((), 1), ((None, 5, None, 5), 2)])
+def test_layers_of_a_decoder_are_traced_once_for_each_window(monkeypatch, windows, expected):
+    config = DecoderConfig(17, 8, 12, 4, 2, 1, 4, 1e-5, 32, sliding_windows=windows)
+    graphdef, state = nnx.split(Decoder(config, rngs=nnx.Rngs(0), dtype=jnp.float32))
+    call, traced = DecoderBlock.__call__, []
+    monkeypatch.setattr(DecoderBlock, "__call__", lambda *args: traced.append(1) or call(*args))
+    cache, positions = empty_cache(config, 1, 16, jnp.float32), jnp.arange(3 + len(windows))[None]
+
+    def read(state):
+        return nnx.merge(graphdef, state)(jnp.zeros((*positions.shape, 8)), positions, cache)
+
+    jax.eval_shape(read, state)
+    assert len(traced) == expected
