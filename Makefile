@@ -22,7 +22,7 @@ eval-demo: $(VENV)/.demo ## what fewer visual tokens cost: nano at five budgets 
 	  --budget all $(foreach method,hired random downsample,$(foreach keep,0.6 0.4 0.2 0.1 0.05,$(method):$(keep)))
 
 test: $(VENV)/.test ## the whole test suite (CPU, no network)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.test ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -4,14 +4,16 @@
 #     bench/h200.sh FOLDER [NAME...]     runs all parts, or those whose names begin so
 #     bench/h200.sh --list [NAME...]     says what it would run
 #
-# A part is finished when FOLDER/NAME.json is there, and is then skipped: the same command goes on where it stopped, on
-# the next machine, too. A part that fails or takes too long leaves FOLDER/NAME.log, and the others go on. PYTHON chooses
-# the interpreter (default: python3); it needs the extras `cuda`, `train` and, for `peer`, `test` with CUDA's PyTorch.
+# FOLDER counts from the checkout. A part is finished when FOLDER/NAME.json is there, and is then skipped: the same
+# command goes on where it stopped, on the next machine, too. A part that fails or takes too long leaves
+# FOLDER/NAME.log, and the others go on. PYTHON chooses the interpreter (default: python3); it needs the extras `cuda`,
+# `train` and, for `peer`, `test` with CUDA's PyTorch. DRY_RUN=1 runs every part with the preset `tiny` and a single
+# repeat, to see that all of them run, without a GPU, too; give it a folder of its own.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 LIMIT=540 # seconds
 
-parts() {
+parts() { # a line each: NAME BENCH MODEL OPTIONS
     local model batch half train
     for model in llava-1.5-7b llava-next-7b; do
         for batch in 1 8 32; do
@@ -21,7 +23,7 @@ parts() {
             done
         done
     done
-    for batch in 1 2 4; do echo "hired-b$batch hired --batch $batch"; done
+    for batch in 1 2 4; do echo "hired-b$batch hired llava-next-7b --batch $batch"; done
     echo "peer-b1 peer llava-1.5-7b --dtype bfloat16 --no-compile"
     echo "peer-b1-compile peer llava-1.5-7b --dtype bfloat16"
     echo "peer-b8 peer llava-1.5-7b --dtype bfloat16 --batch 8 --no-compile"
@@ -30,6 +32,14 @@ parts() {
     echo "compile compile llava-1.5-7b --repeats 3"
     echo "load load vila1.5-3b"
     for train in 7b-lora 7b-full 3b-full; do echo "train-$train train $train --batch 1,2"; done
+}
+
+chosen() { # the parts whose names begin as asked for
+    local name bench model options
+    while read -r name bench model options; do
+        [[ -n ${DRY_RUN:-} ]] && model=tiny options+=" --repeats 1"
+        wanted "$name" "$@" && echo "$name $bench $model $options"
+    done < <(parts)
 }
 
 wanted() { # of a name and the beginnings of names: whether it has one of them
@@ -42,9 +52,7 @@ wanted() { # of a name and the beginnings of names: whether it has one of them
 
 if [[ ${1:-} == --list ]]; then
     shift
-    while read -r name words; do
-        wanted "$name" "$@" && echo "$name: vila-jax bench $words"
-    done < <(parts)
+    while read -r name words; do echo "$name: vila-jax bench $words"; done < <(chosen "$@")
     exit 0
 fi
 folder=${1:?usage: bench/h200.sh FOLDER [NAME...]}
@@ -52,7 +60,6 @@ shift
 mkdir -p "$folder" || exit 1
 failed=()
 while read -r name words <&3; do
-    wanted "$name" "$@" || continue
     [[ -e $folder/$name.json ]] && { echo "$name: done before"; continue; }
     words=${words//FOLDER\/NAME/$folder/$name}
     echo "$name: vila-jax bench $words"
@@ -62,5 +69,5 @@ while read -r name words <&3; do
         echo "$name: failed, see $folder/$name.log"
         failed+=("$name")
     }
-done 3< <(parts)
+done 3< <(chosen "$@")
 [[ ${#failed[@]} -eq 0 ]] && echo "all parts are done" || { echo "failed: ${failed[*]}"; exit 1; }

@@ -29,7 +29,9 @@ from vila_jax.heap import keep_freed_memory  # noqa: E402
 keep_freed_memory()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax-tests"))
+# A cache for each process of a run: one must not read what another is just writing.
+programs = pathlib.Path(__file__).parents[1] / ".cache" / "jax-tests" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
+jax.config.update("jax_compilation_cache_dir", str(programs))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

@@ -93,9 +93,12 @@ class Encoder:
         answer and of whatever ends it. Pictures are prepared once, and shared.
 
         Raises:
-          PromptError: an answer leaves no token of its own.
+          PromptError: there is no list of answers, or one leaves no token of its own.
         """
-        writers = [self._render, *(functools.partial(self._render_finished, answer) for answer in answers)]
+        if isinstance(answers, str) or not answers:
+            raise PromptError("expected a list of answers", where="answers", fix="Write answers=[text].")
+        finishing = (functools.partial(self._render_finished, answer) for answer in answers)
+        writers: list[Writer] = [self._render, *finishing]
         before, *finished = self._encode(writers, messages, fill_images(messages, images), budget)
         found = []
         for answer, whole in zip(answers, finished, strict=True):

@@ -191,11 +191,19 @@ class Model:
     ) -> list[Likelihood]:
         """How probable each of several answers to a conversation is, its end token included.
 
+        Args:
+          messages: a conversation that waits for an answer, see `generate`.
+          answers: texts; those that differ in their last token alone are read off one row.
+          images: pictures of the parts that name none.
+          budget: see `answers`.
+
         Raises:
+          PromptError: whatever is wrong with conversation, answers or pictures.
           BudgetError: answers of several tokens under a budget inside the decoder, see `Engine.log_likelihoods`.
         """
         chosen = self._budget(budget)
-        probes = make_probes(*zip(*self.finished(messages, answers, images, budget=chosen), strict=True))
+        found = self.finished(messages, answers, images, budget=chosen)
+        probes = make_probes([request for request, _ in found], [ids for _, ids in found])
         return in_order(probes, self.engine.log_likelihoods(probes, budget=chosen))
 
     def finished(

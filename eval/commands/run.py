@@ -184,6 +184,7 @@ def _ask(runner: Runner, one: _Run, args: argparse.Namespace, of_model: dict[str
             writer.add(own)
             failures |= {record.id for record in own if record.error is not None}
             shown.update(bar, advance=max(1, len(own)), failed=f"{len(failures)} failed" if failures else "")
+        writer.end(identity.session_end())
     if failures:
         console.print(f"{one.name}: {len(failures)} of {expected} samples failed", style="red")
     return len(failures)

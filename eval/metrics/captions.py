@@ -16,6 +16,7 @@ _ORDERS = range(1, 5)  # of n-grams
 _TINY, _SMALL = 1e-15, 1e-9  # what pycocoevalcap adds above and below the line of a BLEU precision
 _RECALL_WEIGHT = 1.2  # beta of ROUGE-L
 _LENGTH_SIGMA = 6.0
+_NO_PARTS = (0,) * (3 + 2 * len(_ORDERS))  # of a sample that could not even be read
 
 Words = list[str]
 Grams = collections.Counter[tuple[str, ...]]
@@ -126,10 +127,10 @@ def _combine(marks: Sequence[Mark]) -> dict[str, float]:
     if not marks:
         return {"CIDEr": math.nan}
     count = len(marks)
-    counts = [sum(column) for column in zip(*(mark.parts[1:] for mark in marks), strict=True)]
+    similar, *counts = (sum(column) for column in zip(*(mark.parts or _NO_PARTS for mark in marks), strict=True))
     return {
         "CIDEr": sum(mark.score for mark in marks) / count,
-        "ROUGE_L": sum(mark.parts[0] for mark in marks) / count,
+        "ROUGE_L": similar / count,
         **{f"Bleu_{n}": value for n, value in zip(_ORDERS, bleu(counts), strict=True)},
     }
 

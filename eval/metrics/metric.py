@@ -34,7 +34,8 @@ class Mark(NamedTuple):
 
     Attributes:
       score: of the sample alone, from 0 to 1 except for CIDEr, which is from 0 to 10; NaN where it counts nowhere.
-      parts: what the metric combines besides; its page says what.
+      parts: what the metric combines besides; its page says what. Empty for a sample that could not be read, which
+        counts as wrong where the headline is a mean.
     """
 
     score: float

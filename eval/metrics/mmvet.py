@@ -35,7 +35,7 @@ def _capabilities(sample: Answered) -> tuple[str, ...]:
 def _combine(marks: Sequence[Mark]) -> dict[str, float]:
     judged = [mark for mark in marks if not math.isnan(mark.score)]
     single = [name for name in CAPABILITIES if any(name in mark.parts for mark in judged)]
-    joined = sorted({mark.parts for mark in judged})
+    joined = sorted({mark.parts for mark in judged if mark.parts})
     return {
         "overall": mean(marks) if len(judged) == len(marks) else math.nan,
         "judged": len(judged) / len(marks) if marks else math.nan,

@@ -1,13 +1,14 @@
 """Asks a model the samples of a run, batch by batch, and hands on the records of what became of them."""
 
 import dataclasses
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 
-from eval.runs.batches import ahead, batches
 from eval.runs.identity import Generation
 from eval.runs.items import Item
 from eval.runs.prepare import Prepared, Preparer, failed
 from eval.runs.records import Record
+from vila_jax.batches import ahead, batches
 from vila_jax.budgets import Budget
 from vila_jax.infer.answers import Answers, Row
 from vila_jax.infer.sampler import SamplingOptions
@@ -57,7 +58,7 @@ class Runner:
                 else:
                     early.append([] if result is None else [result])
 
-        for own in batches(ready(), self.batch):
+        for own in batches(ready(), self.batch, operator.attrgetter("bucket")):
             yield from early
             early.clear()
             yield self._answered(own, budget, generation)

@@ -91,7 +91,7 @@ def session(contents: str) -> dict[str, Any]:
     import jax
 
     return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started": _now(),
         "command": f"python -m eval {shlex.join(sys.argv[1:])}",
         "questions_sha256": contents,
         **commit(),
@@ -99,6 +99,15 @@ def session(contents: str) -> dict[str, Any]:
         "machine": f"{processor()}, {os.cpu_count()} cores",
         "devices": dict(collections.Counter(device.device_kind for device in jax.devices())),
     }
+
+
+def session_end() -> dict[str, Any]:
+    """When this process was done with a run."""
+    return {"ended": _now()}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def commit() -> dict[str, Any]:

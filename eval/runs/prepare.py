@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL import Image
 from eval.runs.identity import Generation, fingerprint
 from eval.runs.items import Item
 from eval.runs.records import Record
+from vila_jax.batches import Bucket, bucket_of
 from vila_jax.budgets import Budget
 from vila_jax.infer.layout import Request
 from vila_jax.model import Model
@@ -24,13 +25,12 @@ class Prepared:
 
     Attributes:
       record: what is known of it so far.
-      bucket: samples of one bucket make batches of one shape. The last element orders buckets: a sample fits in a batch
-        of a larger bucket whose other elements are the same.
+      bucket: samples of one bucket make batches of one shape.
     """
 
     record: Record
     request: Request
-    bucket: tuple[Hashable, tuple[int, ...]]
+    bucket: Bucket
 
 
 class Preparer:
@@ -70,21 +70,11 @@ class Preparer:
             if done is not None and done.error is None and done.key == key:
                 return None
             request = self._model.request(messages=item.messages, budget=self._budget)
-            bucket = self._bucket(request)
+            bucket = bucket_of(self._model.engine.planner, request, self._budget, self._generation.max_new_tokens)
             seconds = {"preprocess": time.perf_counter() - start}
             return Prepared(dataclasses.replace(record, seconds=seconds), request, bucket)
         except Exception as error:
             return failed(record, error)
-
-    def _bucket(self, request: Request) -> tuple[Hashable, tuple[int, ...]]:
-        """Requests of one bucket have one shape alone, and so do as many of them together."""
-        layout = self._model.engine.planner.layout([request], self._budget, self._generation.max_new_tokens)
-        tiles: dict[Any, list[int]] = {}
-        for image in request.images:
-            tiles.setdefault(image.geometry.corner, []).append(len(image.pixels))
-        shown = sorted((corner or 0, sum(counts), max(counts) > 1) for corner, counts in tiles.items())
-        lengths = (layout.prompts.token_ids.shape[1], *layout.cache_lengths)
-        return (len(request.images), tuple(shown), layout.schedule), lengths
 
 
 def failed(record: Record, error: Exception) -> Record:

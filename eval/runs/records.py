@@ -3,6 +3,7 @@
     {"header": {...}}     what was run: see `eval.runs.identity`
     {"session": {...}}    one for every start of the program: when, where and by which versions
     {"sample": {...}}     one `Record`
+    {"end": {...}}        when the session ended; there is none of a session that was stopped
 
 A sample may have several lines, of which the last counts: one that failed is asked again by the next session. A process
 that is killed can leave a last line without its end; it is cut off before more is added, and its sample asked again.
@@ -99,7 +100,7 @@ def read(path: Path) -> Contents | None:
         try:
             [(kind, value)] = json.loads(line).items()
             _take(contents, kind, value)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError):
             contents.damage.append(f"{path.name}, line {number}: unreadable; what it said is lost")
     if contents.header.get("schema_version") != VERSION:
         fix = "Give the folder of `python -m eval run`, or start anew with another --out."
@@ -115,6 +116,8 @@ def _take(contents: Contents, kind: str, value: dict[str, Any]) -> None:
     elif kind == "sample":
         record = Record.from_json(value)
         contents.records[record.index] = record
+    elif kind == "end":
+        contents.sessions[-1].update(value)
     else:
         raise ValueError(kind)
 
@@ -162,6 +165,10 @@ class Writer:
         for record in records:
             self._write("sample", record.to_json())
         os.fsync(self._file.fileno())
+
+    def end(self, when: Mapping[str, Any]) -> None:
+        """Says of the session that all its samples are written."""
+        self._write("end", when)
 
     def _write(self, kind: str, value: Mapping[str, Any]) -> None:
         self._file.write(json.dumps({kind: value}, ensure_ascii=False).encode() + b"\n")

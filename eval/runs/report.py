@@ -36,9 +36,9 @@ def write_report(folder: Path) -> Path:
 
 def _section(name: str, own: Sequence[Row], folder: Path) -> str:
     task, metric = own[0].run.header["task"], own[0].result["metric"]
-    about = f"Metric: {metric['name']}, variant {metric['variant']}, {metric['headline']}. {task['n_expected']} samples"
-    about += f", the first of {task['split']} only" if task["limit"] is not None else ""
-    about += f"; prompts of {task['style']}. Intervals of 95 %: {metric['method'] or 'none'}."
+    which = f"{'The first' if task['limit'] is not None else 'All'} {task['n_expected']} samples of {task['split']}"
+    about = f"Metric: {metric['name']}, variant {metric['variant']}, {metric['headline']}. {which}; prompts of "
+    about += f"{task['style']}. Intervals of 95 %: {metric['method'] or 'none'}."
     if task["shots"]:
         about += f" Demonstrations (seed {task['demonstrations']['seed']}): {', '.join(task['demonstrations']['ids'])}."
     return _tag(

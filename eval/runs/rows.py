@@ -10,6 +10,8 @@ from eval.runs.compare import Comparison, baseline_of, compare
 from eval.runs.folder import ALL_TOKENS
 from eval.runs.score import Scored, load, summarize
 
+_NAMED = 4  # runs that a warning names; of more it says how many
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -68,9 +70,13 @@ def warnings(found: Sequence[Row]) -> list[str]:
     for row in found:
         for warning in row.result["warnings"]:
             named.setdefault(warning, []).append(row.budget)
-    return [
-        f"{', '.join(budgets) if len(budgets) < len(found) else 'all runs'}: {text}" for text, budgets in named.items()
-    ]
+    return [f"{_which(budgets, len(found))}: {text}" for text, budgets in named.items()]
+
+
+def _which(budgets: Sequence[str], runs: int) -> str:
+    if len(budgets) == runs:
+        return "all runs"
+    return ", ".join(budgets) if len(budgets) <= _NAMED else f"{len(budgets)} of {runs} runs"
 
 
 def percent(metric: dict[str, Any], name: str) -> str:

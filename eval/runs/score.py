@@ -19,7 +19,6 @@ from vila_jax.errors import DataError
 _MEANS = frozenset({"accuracy", "overall", "CIDEr"})
 """Headlines that are the mean of the samples' scores; others are combined in ways of their own."""
 
-_UNREADABLE = "Unreadable"
 _Z = 1.959964
 
 _READ_AS: Mapping[str, Callable[[str], str]] = {
@@ -36,8 +35,8 @@ class Scored:
 
     Attributes:
       header, sessions, damage: see `eval.runs.records.Contents`.
-      placed: the records that have a mark: none without published answers; else all but those whose row could not
-        be read, if the metric cannot place them.
+      placed: the records that have a mark: none without published answers; else all but those without a right
+        answer, which could not be read, if the metric cannot place them.
       marks: of `placed`.
       judges: the judges whose verdicts are used, and hashes of what they were asked.
     """
@@ -95,11 +94,10 @@ def load(folder: Path, variant: str | None = None) -> Scored:
     variant = measure.variant(variant or task["variant"])
     records = [contents.records[index] for index in sorted(contents.records)]
     judged, damage = _judged(folder)
-    known_answers = any(record.references for record in records)
-    readable = [record for record in records if known_answers and (record.error or {}).get("kind") != _UNREADABLE]
-    placed, marks = readable, _marks(measure, readable, variant, judged)
-    if known_answers and measure.headline in _MEANS:
-        by_index = {record.index: mark for record, mark in zip(readable, marks, strict=True)}
+    known = [record for record in records if record.references]
+    placed, marks = known, _marks(measure, known, variant, judged)
+    if known and measure.headline in _MEANS:
+        by_index = {record.index: mark for record, mark in zip(known, marks, strict=True)}
         placed, marks = records, [by_index.get(record.index, Mark(0.0)) for record in records]
     damage = [*contents.damage, *damage]
     used = [judged[record.key, variant] for record in records if (record.key, variant) in judged]
@@ -236,6 +234,8 @@ def _warnings(run: Scored, number: Mapping[str, int]) -> list[str]:
         found.append("right answers are not published: nothing is scored")
     elif lost := len(run.records) - len(run.placed):
         found.append(f"{lost} samples could not be read, and have no place in {run.metric.headline}: it is too high")
+    if bare := sum(record.error is None and not record.references for record in run.records if run.has_references):
+        found.append(f"{bare} samples have no right answer in the data")
     if unjudged := sum(math.isnan(mark.score) for mark in run.marks):
         found.append(f"{unjudged} answers are not judged")
     for name, what in (

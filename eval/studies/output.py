@@ -114,7 +114,7 @@ def chart(path: Path, *, title: str, note: str, panels: int = 2) -> Iterator[Any
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise VilaError(
-            "charts are drawn by matplotlib, which is not installed", fix="Run: pip install 'vila-jax[eval]'"
+            "charts are drawn by matplotlib, which is not installed", fix="Run: pip install 'vila-jax[train]'"
         ) from error
     figure = Figure(figsize=(10.5, 4.8), dpi=150, layout="constrained")
     figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")

@@ -28,6 +28,15 @@ class GenerationResult:
     token_counts: TokenCounts | None = None
 
 
+def unwrap(output: Any) -> tuple[Any, TokenCounts | None]:
+    """What lmms-eval's evaluator makes of a result (`api.instance.unwrap_generation_output`)."""
+    if isinstance(output, GenerationResult):
+        return output.text, output.token_counts
+    if isinstance(output, list) and all(isinstance(part, str) for part in output):
+        return output, None
+    return str(output), None
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelManifest:
     model_id: str

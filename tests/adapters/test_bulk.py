@@ -114,6 +114,19 @@ def test_an_answer_ends_where_the_context_does(model):
     assert len(answer.token_ids) <= room
 
 
+def test_answers_that_the_context_ends_share_batches(model, monkeypatch):
+    batches = []
+
+    def answers_to(requests, *, max_new_tokens, **options):
+        batches.append((len(requests), max_new_tokens))
+        return type(model).answers_to(model, requests, max_new_tokens=1, **options)
+
+    monkeypatch.setattr(model, "answers_to", answers_to)
+    prompts = [Request([5] * (model.config.context_length - room)) for room in (64, 65, 100, 127, 128)]
+    Bulk(model, 4).generate([lambda prompt=prompt: prompt for prompt in prompts], [Decoding(1024)] * 5)
+    assert sorted(batches) == [(4, 64), (4, 128)]
+
+
 def test_likelihoods_come_in_the_order_asked(model, makers):
     requests = [make() for make in makers]
     contexts = [requests[i] for i in (0, 1, 0, 3, 1, 0)]

@@ -38,13 +38,13 @@ def pictures():
     return [Image.fromarray(item.scene.image) for item in items], [item.question for item in items]
 
 
-def ask(model, picture, question: str) -> list[dict]:
+def ask(picture, question: str) -> list[dict]:
     shown = [] if picture is None else [{"type": "image", "image": picture}]
     return [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
 
 
 def say(model, picture, question: str):
-    return model.generate(messages=ask(model, picture, question), max_new_tokens=8, stop=["."])
+    return model.generate(messages=ask(picture, question), max_new_tokens=8, stop=["."])
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def check_answers(results, samples, model, docs, pictures) -> None:
     assert results["scenes_rounds"]["all_right,none"] == pytest.approx(np.mean(both))
     assert 0 < np.mean(right) < 1
     logged = sorted(samples["scenes_answer"], key=lambda line: line["doc_id"])
-    assert [line["filtered_resps"][0].strip() for line in logged] == texts
+    assert [line["filtered_resps"].strip() for line in logged] == texts
     counts = [line["token_counts"][0] for line in logged]
     assert [own["input_tokens"] for own in counts] == [answer.usage.prompt_tokens for answer in answers]
     assert [own["output_tokens"] for own in counts] == [answer.usage.completion_tokens for answer in answers]
@@ -114,9 +114,12 @@ def test_simple_class(run, model, docs, pictures):
     results, samples = run("scenes_answer,scenes_rounds,scenes_choice", "--force_simple")
     check_answers(results, samples, model, docs, pictures)
     right = []
-    for picture, doc in zip([*pictures[0], None], docs, strict=True):
-        found = model.log_likelihoods(ask(model, picture, doc["question"]), doc["choices"])
-        right.append(int(np.argmax([np.mean(one.log_probs) for one in found])) == doc["label"])
+    logged = sorted(samples["scenes_choice"], key=lambda line: line["doc_id"])
+    for picture, doc, line in zip([*pictures[0], None], docs, logged, strict=True):
+        found = model.log_likelihoods(ask(picture, doc["question"]), doc["choices"])
+        losses = [-np.mean(one.log_probs) for one in found]
+        assert [float(loss) for loss, _ in line["filtered_resps"]] == pytest.approx(losses, abs=1e-4)
+        right.append(int(np.argmin(losses)) == doc["label"])
     assert results["scenes_choice"]["acc,none"] == pytest.approx(np.mean(right))
 
 

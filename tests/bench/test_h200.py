@@ -17,8 +17,8 @@ def run(*words, **environment):
     )
 
 
-def parts():
-    lines = run("--list").stdout.splitlines()
+def parts(**environment):
+    lines = run("--list", **environment).stdout.splitlines()
     return dict(line.split(": vila-jax ", 1) for line in lines)
 
 
@@ -29,6 +29,16 @@ def test_every_part_is_a_command_and_has_a_name_of_its_own():
         parser.parse_args([*words.split(), "--json", "a.json", "--markdown", "a.md"])  # exits where it is none
     benches = {words.split()[1] for words in parts().values()}
     assert benches == {"sweep", "hired", "peer", "vision", "compile", "load", "train"}
+
+
+def test_a_dry_run_is_the_same_of_the_smallest_model():
+    parser, _ = _parser()
+    real, dry = parts(), parts(DRY_RUN="1")
+    assert real.keys() == dry.keys()
+    for name, words in dry.items():
+        assert words.split()[:2] == real[name].split()[:2]
+        args = parser.parse_args(words.split())
+        assert (args.model, args.repeats) == ("tiny", 1)
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """The checkpoints that loading is measured with: complete, sharded, of both layouts."""
 
+import sys
+
 import pytest
 
 from vila_jax.bench import loading, presets
+from vila_jax.errors import VilaError
 from vila_jax.hf.checkpoint import open_checkpoint
 from vila_jax.hf.load import load_state
 
@@ -23,3 +26,13 @@ def test_it_writes_shards_that_load(tmp_path, config, part):
     once = loading.load_once(folder, "bfloat16")
     assert once.seconds > 0 and once.peak > 0
     assert loading.plain_read(folder) > 0 and loading.plain_read(folder, keep=True) > 0
+
+
+def test_a_load_that_fails_says_why(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho loading >&2\necho too little memory >&2\nexit 3\n")
+    python.chmod(0o755)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(VilaError, match="ended with 3: too little memory"):
+        loading.measure_load("broken", tmp_path, "bfloat16", 1)

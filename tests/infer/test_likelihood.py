@@ -1,5 +1,7 @@
 """Log-likelihoods of continuations against Hugging Face's logits, in batches and under budgets."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,10 @@ CASES = [
     ("w31 w32", [], [[40], [41], [42], [43], [44, 45, 46, 47, 48]]),
     ("<image> w33", [SMALL], [[EOS, 8]]),
 ]
+TEMPLATE = """{% for turn in messages %}{% if turn.role == 'user' %}w5 {% for part in turn.content %}
+{{- '<image>' if part.type == 'image' else part.text }} {% endfor %}w6
+{%- else %} {{ turn.content[0].text }} </s>{% endif %}{% endfor %}"""
+ASK = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "w7"}]}]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +52,31 @@ def test_against_hugging_face(model, written, asked):
         np.testing.assert_allclose(ours.log_probs, log_probs, atol=1e-4)
         assert ours.total == pytest.approx(sum(log_probs), abs=1e-3)
         assert ours.is_greedy == is_greedy
+
+
+@pytest.fixture(scope="module")
+def chatty(written, tmp_path_factory):
+    """The same model, with a chat template of its own."""
+    folder = shutil.copytree(written.folder, tmp_path_factory.mktemp("likelihood") / "chat")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return vila_jax.from_pretrained(folder, dtype="float32")
+
+
+def test_answers_to_a_conversation_against_hugging_face(chatty, written):
+    answers, tokenizer = ["w9 w10", "w9 w11", "w12"], written.processor.tokenizer
+    prompt = tokenizer.apply_chat_template(ASK, chat_template=TEMPLATE, tokenize=False, add_generation_prompt=True)
+    found = chatty.log_likelihoods(ASK, answers, [WIDE])
+    for answer, ours in zip(answers, found, strict=True):
+        ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        log_probs, is_greedy = theirs(written, prompt, [WIDE], [*ids, EOS])
+        np.testing.assert_allclose(ours.log_probs, log_probs, atol=1e-4)
+        assert ours.is_greedy == is_greedy
+
+
+@pytest.mark.parametrize("answers", ["w9", []])
+def test_answers_are_a_list(chatty, answers):
+    with pytest.raises(PromptError, match="a list of answers"):
+        chatty.log_likelihoods(ASK, answers, [WIDE])
 
 
 def test_greedy_answers_are_greedy(model):

@@ -147,11 +147,13 @@ def test_window_needs_causal():
         ("gpu", jnp.bfloat16, 136, True, "xla"),
         ("gpu", jnp.bfloat16, 60, True, "xla"),
         ("cpu", jnp.bfloat16, 64, True, "xla"),
-        ("tpu", jnp.bfloat16, 64, True, "xla"),
+        ("tpu", jnp.bfloat16, 64, True, "splash"),
+        ("tpu", jnp.float32, 60, True, "splash"),
+        ("tpu", jnp.bfloat16, 64, False, "xla"),
     ],
 )
 def test_choice(monkeypatch, platform, dtype, head_dim, works, chosen):
-    monkeypatch.setattr(module, "cudnn_works", lambda: works)
+    monkeypatch.setattr(module, "cudnn_works" if platform == "gpu" else "splash_works", lambda: works)
     assert choose_implementation(jnp.zeros(1, dtype).dtype, head_dim, platform) == chosen
 
 

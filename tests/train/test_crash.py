@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -135,14 +136,15 @@ def as_if_nothing_had_happened(folder, runs, uninterrupted):
 def test_twenty_kills(tmp_path, folder, uninterrupted):
     """At any moment from the start of the process to its seventh step or so, amid saves too."""
     chance = random.Random(0)
-    reached, said = [], ""
+    said = ""
     for _ in range(KILLS):
         life = Life(folder, tmp_path)
-        reached.append(life.until(chance.randint(0, 5)))
+        life.until(chance.randint(0, 5))
         time.sleep(chance.random() * 0.08)
         assert life.end(signal.SIGKILL) == -signal.SIGKILL, life.said
         said += life.said
-    assert max(reached) > 10 and "goes on behind step" in said
+    # How far each life comes depends on the machine; that several of them went on from checkpoints of others does not.
+    assert len(set(re.findall(r"goes on behind step (\d+)", said))) > 2, said
     life = Life(folder, tmp_path)
     assert life.end() == 0, life.said
     assert "damaged" not in said + life.said

@@ -22,6 +22,9 @@ OnDone = Callable[[int], object]
 _AHEAD = 2
 """Batches that are prepared while the device works."""
 
+_LENGTH_STEP = 64
+"""Answers that the context ends may be a multiple of this long, so that prompts of unlike lengths can share a batch."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Ready:
@@ -139,7 +142,8 @@ class Bulk:
             bucket = bucket_of(planner, request, budget, new_tokens)
         except ContextLengthError:
             [count] = planner.layout([request], budget, 1).counts
-            new_tokens = self.model.config.context_length - count.prompt - count.skipped
+            room = self.model.config.context_length - count.prompt - count.skipped
+            new_tokens = room - room % _LENGTH_STEP if room > _LENGTH_STEP else room
             bucket = bucket_of(planner, request, budget, new_tokens)
         (kind, lengths) = bucket
         return _Ready(number, request, ((kind, new_tokens), lengths), new_tokens)

@@ -91,18 +91,19 @@ class VilaLmms(lmms):
                 own.take(result)
         return [GenerationResult(own.outputs, _together(own.results)) for own in rounds]
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """The loss of each answer, and whether it is the greedy one.
+    def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
+        """The loss of each answer, and whether it is the greedy one: a pair in the place of a result's text.
 
         The loss is the mean over tokens of the negative log-probability, the end token among them. That is what the
         harness's own models return, and its multiple choice takes the smallest (`api/task.py`), although its base class
-        speaks of log-likelihoods.
+        speaks of log-likelihoods. A bare pair, which they return as well, the evaluator of 0.7.3 turns into a text
+        (`api/instance.py`), and then fails.
         """
-        scored: list[tuple[float, bool]] = []
+        scored: list[GenerationResult] = []
         with tqdm(total=len(requests), desc="Model Scoring", disable=self.rank != 0) as bar:
             for window in _windows(self._finished(requests), _WINDOW * self.bulk.rows):
                 found = self.bulk.log_likelihoods(*zip(*window, strict=True), on_done=bar.update)
-                scored += [(-one.total / len(one.log_probs), one.is_greedy) for one in found]
+                scored += [GenerationResult((-one.total / len(one.log_probs), one.is_greedy)) for one in found]
         return scored
 
     def _finished(self, requests: Sequence[Any]) -> Iterator[tuple[Request, list[int]]]:

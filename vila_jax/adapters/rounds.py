@@ -43,7 +43,6 @@ class Rounds:
     def take(self, result: Any) -> None:
         """Takes the answer of a round (a `GenerationResult`), and asks the task what comes next."""
         self.results.append(result)
-        outputs = [*self.outputs, result.text]
         told = {"round_idx": len(self.results), "previous_round_info": self._info}
-        self.asked, outputs, self._info = self._following(previous_output=outputs, **told)
+        self.asked, outputs, self._info = self._following(previous_output=[*self.outputs, result.text], **told)
         self.outputs = list(outputs)

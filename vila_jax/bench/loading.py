@@ -21,6 +21,7 @@ import safetensors.numpy
 from vila_jax.bench.memory import parameter_shapes
 from vila_jax.bench.results import Row
 from vila_jax.bench.timing import interleaved
+from vila_jax.errors import VilaError
 from vila_jax.hf.config import parse_config
 from vila_jax.hf.keys import key_table
 
@@ -97,14 +98,21 @@ def plain_read(folder: pathlib.Path, *, keep: bool = False) -> float:
 
 
 def measure_load(name: str, folder: pathlib.Path, dtype: str, repeats: int) -> Row:
-    """Loads and plain reads in turn, after one of each that warms the page cache."""
+    """Loads and plain reads in turn, after one of each that warms the page cache.
+
+    Raises:
+      VilaError: the checkpoint cannot be loaded.
+    """
     files = [file.stat().st_size for file in folder.rglob("*.safetensors")]
     peaks: list[int] = []
 
     def load() -> dict[str, float]:
         command = [sys.executable, "-m", "vila_jax.bench.loading", str(folder), dtype]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        once = Load(**json.loads(answer.splitlines()[-1]))
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise VilaError(f"the process that loads ended with {done.returncode}: {reason}", where=name)
+        once = Load(**json.loads(done.stdout.splitlines()[-1]))
         peaks.append(once.peak)
         return {"load": once.seconds}
 

@@ -216,8 +216,10 @@ def _torch_model(subject: Subject, source: str) -> Any:
         fix = "Install PyTorch with CUDA, or set JAX_PLATFORMS=cpu."
         raise VilaError("PyTorch does not see the GPU that JAX uses", where="vila-jax bench peer", fix=fix)
     options = {"dtype": getattr(torch, subject.dtype), "attn_implementation": "sdpa"}
+    model: Any  # what transformers declares says less
     if source not in PRESETS:
-        return AutoModelForImageTextToText.from_pretrained(source, **options).to(device).eval()
+        model = AutoModelForImageTextToText.from_pretrained(source, **options)
+        return model.to(device).eval()
     config = preset_json(source)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(

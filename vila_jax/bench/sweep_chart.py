@@ -26,6 +26,9 @@ def draw_sweep(results: Results, path: pathlib.Path) -> None:
     first.set(xlabel="visual tokens of a row", ylabel="milliseconds to the first token, on the device", yscale="log")
     _draw(rate, [row for row in rows if row.bench == "decode"], "budget", _rate)
     rate.set(xlabel="batch", ylabel="tokens per second, all rows together", xscale="log", yscale="log")
+    batches = sorted({row.case["batch"] for row in rows})
+    rate.set_xticks(batches, [str(batch) for batch in batches])
+    rate.set_xticks([], minor=True)
     settings = results.settings
     model = next((row.case["model"] for row in results.rows), "")
     figure.suptitle(f"{model}: batch x budget", x=0.012, ha="left", fontsize=13, fontweight="bold")

@@ -125,4 +125,4 @@ def _table(name: str, rows: Sequence[Row]) -> Table:
         counted = [FACTS[fact][1](row.facts[fact]) if fact in row.facts else NOTHING for fact in facts]
         lines.append((*(str(case.get(key, NOTHING)) for key in own), *times, *counted))
     common = ", ".join(f"{key} {cases[0][key]}" for key in shared if key not in own)
-    return Table(f"{name.capitalize()}{': ' if common else ''}{common}", headers, lines)
+    return Table(name.capitalize() + (f" ({common})" if common else ""), headers, lines)

@@ -74,10 +74,12 @@ def _choices() -> dict[str, Any]:
 
     backend, dtype = jax.default_backend(), jnp.dtype(default_dtype())
     chosen = choose_implementation(dtype, 128, backend)
-    if chosen == "cudnn":
+    if chosen != "xla":
         why = "flash attention, works on this device"
     elif backend == "gpu":
         why = "cuDNN attention failed its trial on this device"
+    elif backend == "tpu":
+        why = "splash attention " + ("is for a single device" if jax.device_count() > 1 else "failed its trial")
     else:
         why = f"no flash kernel for {backend}"
     reason = "on CPUs decoding in bfloat16 is many times slower" if backend == "cpu" else "half the bytes of float32"

@@ -10,13 +10,14 @@ one row:
 
 import functools
 import warnings
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-Implementation = Literal["xla", "cudnn"]
+Implementation = Literal["xla", "cudnn", "splash"]
 
 _MIN_BLOCK = 64  # queries
 
@@ -65,9 +66,13 @@ def attention(
     plain = offset is None and segments is None and k.ndim == 4
     if implementation is None:
         implementation = choose_implementation(q.dtype, q.shape[-1], jax.default_backend()) if plain else "xla"
+    if implementation != "xla" and not plain:
+        raise ValueError(
+            f"{implementation} attention knows neither offset nor segments: leave the choice of kernel open"
+        )
+    if implementation == "splash":
+        return _splash_attention(q, k, v, causal=causal, lengths=lengths, window=window)
     if implementation == "cudnn":
-        if not plain:
-            raise ValueError("cuDNN attention knows neither offset nor segments: leave the choice of kernel open")
         return jax.nn.dot_product_attention(
             q,
             k.swapaxes(1, 2),
@@ -89,6 +94,12 @@ def attention(
     return _xla_attention(q, k, v, visible)
 
 
+def _splash_attention(*args: Array, **options: Any) -> Array:
+    from vila_jax.nn.splash import splash_attention  # here alone: importing Pallas takes a while
+
+    return splash_attention(*args, **options)
+
+
 def _biased_attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B K S H"],
@@ -99,7 +110,7 @@ def _biased_attention(
     """Attention with a bias of every key. The fast kernel, which knows none per key, is given wider heads instead."""
     width = q.shape[-1]
     wider = width_with_bias(width)
-    if (implementation or choose_implementation(q.dtype, wider, jax.default_backend())) == "xla":
+    if (implementation or choose_implementation(q.dtype, wider, jax.default_backend())) != "cudnn":
         return _xla_attention(q, k, v, None, key_bias)
     q, k, v = widen_by_bias(q, k, v, key_bias)
     out = jax.nn.dot_product_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), scale=width**-0.5, implementation="cudnn")
@@ -267,7 +278,9 @@ def _visible(
 
 
 def choose_implementation(dtype: jnp.dtype, head_dim: int, platform: str) -> Implementation:
-    """cuDNN flash attention where the device, dtype and head width allow it, XLA elsewhere."""
+    """Flash attention where the device, dtype and head width allow it, XLA elsewhere."""
+    if platform == "tpu":
+        return "splash" if splash_works() else "xla"
     fits = dtype in (jnp.float16, jnp.bfloat16) and head_dim % 8 == 0 and head_dim <= 128
     return "cudnn" if platform == "gpu" and fits and cudnn_works() else "xla"
 
@@ -276,12 +289,26 @@ def choose_implementation(dtype: jnp.dtype, head_dim: int, platform: str) -> Imp
 def cudnn_works() -> bool:
     """Runs cuDNN attention once on a tiny input; says once if it does not work here."""
     run = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+    return _works("cuDNN", run, (1, 128, 2, 64))
+
+
+@functools.cache
+def splash_works() -> bool:
+    """Runs splash attention once on a tiny input; says once if it does not work here.
+
+    With several devices it is not asked for: XLA cannot split a kernel of Pallas among them.
+    """
+    run = functools.partial(_splash_attention, causal=True)
+    return jax.device_count() == 1 and _works("splash", run, (1, 8, 8, 128))
+
+
+def _works(name: str, run: Callable[..., Array], shape: tuple[int, ...]) -> bool:
     try:
         with jax.ensure_compile_time_eval():  # the first question is asked while a model is being traced
-            x = jnp.ones((1, 128, 2, 64), jnp.bfloat16)
+            x = jnp.ones(shape, jnp.bfloat16)
             jax.block_until_ready(jax.jit(run)(x, x, x))
     except Exception as error:  # any failure of the probe means: not here
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        warnings.warn(f"cuDNN attention does not work here, XLA attention is used: {reason}", stacklevel=2)
+        warnings.warn(f"{name} attention does not work here, XLA attention is used: {reason}", stacklevel=3)
         return False
     return True

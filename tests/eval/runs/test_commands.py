@@ -51,7 +51,7 @@ def test_a_run_leaves_its_answers_its_numbers_and_a_report(whole):
         assert "QUESTION" in header["model"]["prompt_template"]
         assert header["task"]["n_expected"] == COUNT and result["metric"]["n"] == COUNT
         [session] = result["sessions"]
-        assert {"started", "command", "commit", "dirty", "versions", "machine", "devices"} <= set(session)
+        assert {"started", "ended", "command", "commit", "dirty", "versions", "machine", "devices"} <= set(session)
         lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
         assert [line["index"] for line in lines] == list(range(COUNT))
     tokens = [json.loads((folder / "result.json").read_text())["tokens"]["visual"]["max"] for folder in folders]
@@ -91,6 +91,7 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(whole, narrow, tmp_
     assert records(folder) == records(whole / "scenes" / "0-shot" / "hired_0.2")
     kinds = [next(iter(json.loads(line))) for line in path.read_text().splitlines()]
     assert kinds.count("sample") == COUNT and kinds.count("session") == 2 and kinds.count("header") == 1
+    assert ["ended" in session for session in read(path).sessions] == [False, True]
 
 
 def test_shares_of_hosts_merged_are_the_whole(whole, narrow, tmp_path, capsys):
@@ -126,26 +127,37 @@ def test_other_questions_are_not_mixed_in(whole, narrow, capsys):
     assert "task.limit was 10 and is 9" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_missing_picture_fails_the_command_and_nothing_else(narrow, tmp_path, capsys):
-    data, out = tmp_path / "gqa", tmp_path / "out"
-    (data / "images").mkdir(parents=True)
-    rows = {str(i): {"imageId": f"n{i}", "question": "Is there a red circle?", "answer": "yes"} for i in range(3)}
-    (data / "testdev_balanced_questions.json").write_text(json.dumps(rows))
-    for i in (0, 2):
-        Image.new("RGB", (96, 96), (200, 0, 0)).save(data / "images" / f"n{i}.jpg")
-    words = ["run", "--model", narrow, "--tasks", "gqa", "--data", tmp_path, "--out", out, "--max-new-tokens", 4]
+def test_what_cannot_be_asked_fails_the_command_and_nothing_else(narrow, tmp_path, capsys):
+    """A line that is no JSON, a picture that is missing, and one that is damaged."""
+    data, out = tmp_path / "vqav2", tmp_path / "out"
+    data.mkdir()
+    rows = [
+        {"question_id": i, "question": "Is it red?", "answers": ["yes"] * 10, "image": f"{i}.png"} for i in range(5)
+    ]
+    lines = [json.dumps(row) for row in rows]
+    lines[1] = lines[1][:30]
+    (data / "validation.jsonl").write_text("\n".join(lines))
+    for i in (0, 4):
+        Image.new("RGB", (96, 96), (200, 0, 0)).save(data / f"{i}.png")
+    (data / "3.png").write_bytes((data / "0.png").read_bytes()[:40])
+    words = ["run", "--model", narrow, "--tasks", "vqav2", "--data", tmp_path, "--out", out, "--max-new-tokens", 4]
     words = [str(word) for word in (*words, "--batch", 4, "--draw", 0)]
     assert main(words) == 12
-    said = " ".join(capsys.readouterr().err.split())
-    assert "1 of 3 samples failed" in said
-    result = json.loads((out / "gqa" / "0-shot" / "all" / "result.json").read_text())
-    assert result["n"] == {"expected": 3, "done": 2, "failed": 1, "missing": 0} and result["metric"]["n"] == 3
-    [failure] = result["failures"]
-    assert failure["id"] == "1" and "n1.jpg" in failure["message"]
-    assert html.escape(failure["message"]) in (out / "report.html").read_text()
-    Image.new("RGB", (96, 96)).save(data / "images" / "n1.jpg")
-    assert main(words) == 0  # what failed is asked again
-    assert json.loads((out / "gqa" / "0-shot" / "all" / "result.json").read_text())["n"]["failed"] == 0
+    assert "3 of 5 samples failed" in " ".join(capsys.readouterr().err.split())
+    result = json.loads((out / "vqav2" / "0-shot" / "all" / "result.json").read_text())
+    assert result["n"] == {"expected": 5, "done": 2, "failed": 3, "missing": 0} and result["metric"]["n"] == 5
+    messages = {failure["id"]: failure["message"] for failure in result["failures"]}
+    assert list(messages) == ["validation.jsonl line 2", "2", "3"]
+    assert "no JSON" in messages["validation.jsonl line 2"] and "2.png" in messages["2"]
+    page = (out / "report.html").read_text()
+    assert all(html.escape(message) in page for message in messages.values())
+    assert main(["score", str(out)]) == 1
+
+    for i in (2, 3):  # what failed is asked again
+        Image.new("RGB", (96, 96)).save(data / f"{i}.png")
+    assert main(words) == 12
+    result = json.loads((out / "vqav2" / "0-shot" / "all" / "result.json").read_text())
+    assert result["n"]["done"] == 4 and [failure["id"] for failure in result["failures"]] == ["validation.jsonl line 2"]
 
 
 @pytest.mark.parametrize(

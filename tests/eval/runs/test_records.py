@@ -36,6 +36,18 @@ def test_a_second_session_goes_on_and_its_records_count(tmp_path):
     assert contents.records[0].error is None and len(contents.sessions) == 2
 
 
+def test_a_session_that_ended_says_when(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    for name, ended in (("first", {}), ("second", {"ended": "then"}), ("third", {})):
+        with Writer(path, HEADER, {"started": name}) as writer:
+            writer.add([record(0)])
+            if ended:
+                writer.end(ended)
+    assert read(path).sessions == [{"started": "first"}, {"started": "second", "ended": "then"}, {"started": "third"}]
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] + b'{"end": {"ended": "then"}}\n')
+    assert read(path).damage == ["samples.jsonl, line 2: unreadable; what it said is lost"]
+
+
 def test_every_cut_at_the_end_loses_at_most_the_last_line(tmp_path):
     path = written(tmp_path / "samples.jsonl", record(0), record(1))
     whole = path.read_bytes()

@@ -10,6 +10,7 @@ import pytest
 from eval import statistics
 from eval.runs.compare import compare
 from eval.runs.records import Record
+from eval.runs.rows import rows, warnings
 from eval.runs.score import load, score
 from vila_jax.errors import ConfigError, DataError
 
@@ -74,6 +75,19 @@ def test_a_row_without_a_place_is_a_warning_where_the_metric_is_no_mean(write_ru
     assert any("have no place in perception: it is too high" in warning for warning in result["warnings"])
 
 
+def test_rows_without_a_right_answer_count_as_wrong_and_are_told_of(write_run, answered):
+    """A row that could not be read, and one whose answer is missing, beside captions that are scored."""
+    lost = Record(3, "3", "3", error={"kind": "Unreadable", "message": "no picture"})
+    found = [answered(0, "a red cat", "a red cat"), answered(1, "the dog", "two dogs"), answered(2, "a bird"), lost]
+    options = {"name": "flickr8k_captions", "metric": "captions", "variant": "pycocoevalcap"}
+    result = score(write_run(found, **options))
+    alone = score(write_run(found[:2], **options, budget="hired:0.2"))
+    assert result["metric"]["value"] == pytest.approx(alone["metric"]["value"] / 2) and result["metric"]["n"] == 4
+    numbers, other = result["metric"]["numbers"], alone["metric"]["numbers"]
+    assert numbers["ROUGE_L"] == pytest.approx(other["ROUGE_L"] / 2) and numbers["Bleu_1"] == other["Bleu_1"] > 0
+    assert "1 samples have no right answer in the data" in result["warnings"]
+
+
 def test_without_published_answers_nothing_is_scored(write_run, answered):
     result = score(
         write_run([answered(0, "a"), answered(1, "b")], name="vqav2", metric="vqa_accuracy", variant="lmms_eval")
@@ -102,6 +116,13 @@ def test_a_damaged_line_is_a_warning(write_run, answered):
     result = score(folder)
     assert "samples.jsonl, line 3: unreadable; what it said is lost" in result["warnings"]
     assert result["n"] == {"expected": 2, "done": 1, "failed": 0, "missing": 1}
+
+
+def test_a_warning_of_many_runs_is_said_once(write_run, answered):
+    folders = [write_run([answered(0, "a", "a")], budget=f"hired:0.{k}", expected=1 + (k > 1)) for k in range(1, 7)]
+    text = "1 samples are missing: the run is not finished"
+    assert warnings(rows(folders[:2])) == [f"hired:0.2: {text}"]
+    assert warnings(rows(folders)) == [f"5 of 6 runs: {text}"] and warnings(rows(folders[1:])) == [f"all runs: {text}"]
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):

@@ -5,9 +5,7 @@ import time
 
 import pytest
 
-from eval.runs.batches import ahead, batches
-from eval.runs.prepare import Prepared
-from eval.runs.records import Record
+from vila_jax.batches import ahead, batches
 
 
 def test_results_come_in_order_whatever_takes_long():
@@ -41,36 +39,36 @@ def test_an_error_of_the_work_is_raised_where_its_result_would_be():
         next(results)
 
 
-def prepared(index, shape, *lengths):
-    return Prepared(Record(index, str(index), ""), None, (shape, lengths))
+def thing(index, shape, *lengths):
+    return index, (shape, lengths)
 
 
-def indices(samples, size):
-    return [[sample.record.index for sample in own] for own in batches(iter(samples), size)]
+def indices(things, size):
+    return [[index for index, _ in own] for own in batches(iter(things), size, lambda one: one[1])]
 
 
 def test_full_batches_of_a_shape_come_first_and_what_is_left_joins_longer_ones():
-    samples = [prepared(0, "a", 32), prepared(1, "b", 32), prepared(2, "a", 64), prepared(3, "a", 32)]
-    samples += [prepared(4, "a", 64), prepared(5, "a", 96), prepared(6, "b", 32), prepared(7, "b", 32)]
-    found = indices(samples, 2)
+    things = [thing(0, "a", 32), thing(1, "b", 32), thing(2, "a", 64), thing(3, "a", 32)]
+    things += [thing(4, "a", 64), thing(5, "a", 96), thing(6, "b", 32), thing(7, "b", 32)]
+    found = indices(things, 2)
     assert found[:3] == [[0, 3], [2, 4], [1, 6]]
     assert sorted(found[3:]) == [[5], [7]]
-    assert indices([prepared(0, "a", 32), prepared(1, "a", 64), prepared(2, "b", 64)], 4) == [[1, 0], [2]]
+    assert indices([thing(0, "a", 32), thing(1, "a", 64), thing(2, "b", 64)], 4) == [[1, 0], [2]]
 
 
-def test_not_too_many_samples_wait():
-    """Of a hundred shapes none ever fills a batch of four; only 64 samples are held before some are sent."""
+def test_not_too_many_things_wait():
+    """Of a hundred shapes none ever fills a batch of four; only 64 things are held before some are sent."""
     waiting, most = 0, 0
 
-    def samples():
+    def things():
         nonlocal waiting, most
         for index in range(300):
             waiting += 1
             most = max(most, waiting)
-            yield prepared(index, index % 100, 32)
+            yield thing(index, index % 100, 32)
 
     seen = []
-    for own in batches(samples(), 4):
+    for own in batches(things(), 4, lambda one: one[1]):
         waiting -= len(own)
-        seen += [sample.record.index for sample in own]
+        seen += [index for index, _ in own]
     assert sorted(seen) == list(range(300)) and most == 64
