@@ -82,10 +82,8 @@ def attention(
             local_window_size=None if window is None else (window - 1, 0),
             implementation="cudnn",
         )
-    if causal and plain and q.shape[1] == k.shape[-2] and q.shape[1] >= 2 * _MIN_BLOCK:
-        return _causal_blocks(q, k, v, lengths, window)
-    if causal and offset is not None and segments is None and q.shape[1] >= 2 * _MIN_BLOCK:
-        return _offset_blocks(q, k, v, lengths, offset, window)
+    if causal and segments is None and q.shape[1] >= 2 * _MIN_BLOCK and (offset is not None or _is_square(q, k)):
+        return _causal_blocks(q, k, v, lengths, offset, window)
     visible = _visible(
         q.shape[1], k.shape[-2], causal=causal, lengths=lengths, offset=offset, window=window, segments=segments
     )
@@ -144,60 +142,41 @@ def causal_block(queries: int) -> int:
     return max(_MIN_BLOCK, -(-queries // (4 * 64)) * 64)
 
 
+def _is_square(q: Float[Array, "B T N H"], k: Float[Array, "*rows K S H"]) -> bool:
+    """Whether queries and keys are the same tokens."""
+    return k.ndim == 4 and q.shape[1] == k.shape[2]
+
+
 def _causal_blocks(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B K T H"],
-    v: Float[Array, "B K T H"],
+    k: Float[Array, "*rows K S H"],
+    v: Float[Array, "*rows K S H"],
     lengths: Int[Array, " B"] | None,
+    offset: Int[Array, " B"] | None,
     window: int | None,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention in blocks of queries, each of which reads only the keys before its end.
+    """Causal attention in blocks of queries, so that a block's scores stay in the cache of the processor.
 
-    Four blocks leave out three eighths of the products and of the softmax, and a block's scores stay in the cache of
-    the processor.
+    Without an offset queries and keys are the same tokens, and each block reads only the keys before its end: four
+    blocks leave out three eighths of the products and of the softmax.
     """
     queries, blocks = q.shape[1], []
     size = causal_block(queries)
     for start in range(0, queries, size):
         end = min(queries, start + size)
-        first = 0 if window is None else max(0, start - window + 1)
-        offset = jnp.full(q.shape[0], start - first, jnp.int32)
+        first, stop = 0, k.shape[-2]
+        if offset is None:
+            first, stop = 0 if window is None else max(0, start - window + 1), end
         visible = _visible(
             end - start,
-            end - first,
+            stop - first,
             causal=True,
             lengths=None if lengths is None else lengths - first,
-            offset=offset,
+            offset=jnp.full(q.shape[0], start - first, jnp.int32) if offset is None else offset + start,
             window=window,
             segments=None,
         )
-        blocks.append(_xla_attention(q[:, start:end], k[:, :, first:end], v[:, :, first:end], visible))
-    return jnp.concatenate(blocks, axis=1)
-
-
-def _offset_blocks(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "*rows K S H"],
-    v: Float[Array, "*rows K S H"],
-    lengths: Int[Array, " B"] | None,
-    offset: Int[Array, " B"],
-    window: int | None,
-) -> Float[Array, "B T N H"]:
-    """Causal attention behind a cache, in blocks of queries, so that only the scores of one are in memory at a time."""
-    queries, blocks = q.shape[1], []
-    size = causal_block(queries)
-    for start in range(0, queries, size):
-        part = q[:, start : start + size]
-        visible = _visible(
-            part.shape[1],
-            k.shape[-2],
-            causal=True,
-            lengths=lengths,
-            offset=offset + start,
-            window=window,
-            segments=None,
-        )
-        blocks.append(_xla_attention(part, k, v, visible))
+        blocks.append(_xla_attention(q[:, start:end], k[..., first:stop, :], v[..., first:stop, :], visible))
     return jnp.concatenate(blocks, axis=1)
 
 
