@@ -113,7 +113,7 @@ def directly(model, layout, record, state, graphdef):
     pictures = model.preprocessor.pictures(opened, layout.visual.limit)
     segments = [planner.segments(picture.geometry, budget) for picture in pictures]
     ids, _ = layout._tokens(record, segments)
-    request = model._spliced(EncodedPrompt(ids.tolist(), pictures))
+    request = model.encoder.spliced(EncodedPrompt(ids.tolist(), pictures))
     planned = planner.layout([request], budget, 0)
     laid = layout(record)
     text = laid.labels[laid.source == -1]  # of the tokens of text, in order; visual ones are not learned
