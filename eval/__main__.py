@@ -4,7 +4,7 @@ import argparse
 import sys
 from types import ModuleType
 
-from eval import nano, nano_fewshot, studies
+from eval import nano, nano_fewshot, quantization, studies
 from eval.commands import compare, judge, merge, report, run, score, submit
 from vila_jax.errors import VilaError
 from vila_jax.heap import keep_freed_memory
@@ -19,6 +19,7 @@ COMMANDS: dict[str, ModuleType] = {
     "submit": submit,
     "nano": nano,
     "fewshot": nano_fewshot,
+    "quantization": quantization,
     "study": studies,
 }
 

@@ -26,6 +26,8 @@ from vila_jax.infer.likelihood import Likelihood, in_order, make_probes
 from vila_jax.infer.pictures import limit_of
 from vila_jax.infer.sampler import SamplingOptions
 from vila_jax.nn.config import VLMConfig
+from vila_jax.quantize import Quantization, check_pays
+from vila_jax.quantize.spec import parse
 from vila_jax.text.prompts import PromptForm
 from vila_jax.text.styles import Style
 from vila_jax.vision.preprocess import Preprocessor, ProcessedImage
@@ -46,6 +48,7 @@ class Model:
       style: how conversations are written; None where the checkpoint's own chat template says it.
       encoder: makes requests of prompts.
       end_tokens: ids that end an answer.
+      quantization: of its weights and cache.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class Model:
         preprocessor: Preprocessor | VilaPreprocessor,
         budget: Budget | None,
         style: Style | None,
+        quantization: Quantization | None = None,
     ):
+        self.quantization = quantization
         self.checkpoint, self.engine, self.form = checkpoint, engine, form
         self.preprocessor, self.budget, self.style = preprocessor, budget, style
         self.config, self.tokenizer = checkpoint.config, form.tokenizer
@@ -315,6 +320,7 @@ def from_pretrained(
     on_compile: OnCompile | None = None,
     era: str | None = None,
     style: str | None = None,
+    quantize: Quantization | str | None = None,
 ) -> Model:
     """Loads a model from a folder or the Hugging Face Hub.
 
@@ -329,23 +335,30 @@ def from_pretrained(
       era: `v1`, `vila1.5` or `nvila`: the order of merged tokens and the form of prompts, for a VILA checkpoint that
         does not show its own (`vila-jax inspect` says what it shows).
       style: name of a conversation style (see `vila_jax.text`); by default the one that the checkpoint asks for.
+      quantize: weights and cache in fewer bits, e.g. `int8` or `int4,kv=int8`; see `vila_jax.quantize.spec`.
 
     Raises:
+      QuantizationError: it cannot be parsed, or makes the model slower on this device.
       VilaError: the checkpoint cannot be found, read or understood. Nothing is on a device by then.
     """
+    quantization = parse(quantize)
+    check_pays(quantization, None if mesh is None else mesh.devices.flat[0])
     checkpoint = open_checkpoint(path_or_hub_id, revision=revision, era=era)
     chosen = parse_budget(budget, checkpoint)
     form = make_form(checkpoint)
     written = make_style(checkpoint, form.tokenizer, str(path_or_hub_id), style)
     preprocessor = make_preprocessor(checkpoint)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
-    graphdef, state = load_state(checkpoint, dtype=dtype, mesh=mesh, rules=rules, on_tensor=on_tensor)
+    graphdef, state = load_state(
+        checkpoint, dtype=dtype, mesh=mesh, rules=rules, quantization=quantization, on_tensor=on_tensor
+    )
     engine = Engine(
         graphdef,
         state,
         checkpoint.config,
         dtype=dtype.name,
+        cache_dtype=None if quantization is None else quantization.kv,
         on_compile=on_compile,
         between_tiles=form.between_segments,
     )
-    return Model(checkpoint, engine, form, preprocessor, chosen, written)
+    return Model(checkpoint, engine, form, preprocessor, chosen, written, quantization)

@@ -31,6 +31,15 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_quantize(parser: argparse.ArgumentParser) -> None:
+    """--quantize."""
+    parser.add_argument(
+        "--quantize",
+        metavar="SPEC",
+        help="weights and cache in fewer bits: int8, int4, fp8, int8,kv=int8, ... (default: as --dtype says)",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """--json."""
     parser.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")

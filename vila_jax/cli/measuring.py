@@ -119,11 +119,12 @@ def load_subject(args: argparse.Namespace, progress: Progress) -> "Subject":
     from vila_jax.cli.cache import enable_compile_cache
     from vila_jax.cli.loading import load_model
     from vila_jax.model import default_dtype
+    from vila_jax.quantize.spec import parse
 
     enable_compile_cache()
     if args.model in PRESETS:
         progress.phase("making random weights")
-        return preset_subject(args.model, args.dtype or default_dtype())
+        return preset_subject(args.model, args.dtype or default_dtype(), parse(getattr(args, "quantize", None)))
     check_name(args.model)
     return model_subject(load_model(args, progress, on_compile=None), pathlib.PurePath(args.model).name)
 

@@ -7,7 +7,7 @@ beyond the parameters themselves stays at about two tensors.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import numpy as np
@@ -24,6 +24,8 @@ from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.params import abstract, dotted, logical_axes
 from vila_jax.nn.positions import resize_positions_bicubic, resize_positions_linear
 from vila_jax.nn.vlm import VLM
+from vila_jax.quantize.spec import Quantization
+from vila_jax.quantize.structure import quantize_structure, quantized, scale_name
 
 OnTensor = Callable[[str, int, int], None]
 """Progress: name of the tensor just loaded, bytes read so far, bytes to read in all."""
@@ -52,6 +54,11 @@ class Source:
         return self.shard.tensors[self.name].nbytes
 
     @property
+    def dtype(self) -> np.dtype:
+        """As stored."""
+        return self.shard.numpy_dtype(self.name)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """As stored, before any resizing."""
         return self.shard.tensors[self.name].shape[self.unit_axes :]
@@ -64,9 +71,11 @@ class Source:
         return stored.reshape(stored.shape[self.unit_axes :])
 
 
-def abstract_model(config: VLMConfig, dtype: DTypeLike) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_model(
+    config: VLMConfig, dtype: DTypeLike, quantization: Quantization | None = None
+) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure of the model, and its state with `jax.ShapeDtypeStruct` for weights."""
-    return abstract(lambda rngs: VLM(config, rngs=rngs, dtype=dtype))
+    return abstract(lambda rngs: quantize_structure(VLM(config, rngs=rngs, dtype=dtype), quantization))
 
 
 def weight_shapes(config: VLMConfig) -> dict[str, tuple[int, ...]]:
@@ -82,6 +91,7 @@ def load_state(
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
     in_float32: Callable[[str], bool] | None = None,
+    quantization: Quantization | None = None,
     on_tensor: OnTensor | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Loads all weights of a checkpoint.
@@ -89,6 +99,8 @@ def load_state(
     Args:
       dtype: of the weights in memory, whatever they are stored in.
       in_float32: says of a dotted path whether that weight is float32 all the same, as one that is trained.
+      quantization: of which weights fewer bits are kept; each is rounded, on the device, from what is stored before the
+        next one is read.
       mesh: places the weights by `rules`; without it they go to the default device.
       on_tensor: called after each tensor, for progress.
 
@@ -99,26 +111,43 @@ def load_state(
       CheckpointError: tensors are missing, unexpected, mis-shaped or of an unsupported dtype. Raised before any tensor
         is read and before any device memory is touched.
     """
-    graphdef, state = abstract_model(checkpoint.config.vlm, dtype)
+    graphdef, state = abstract_model(checkpoint.config.vlm, dtype, quantization)
     flat = list(nnx.to_flat_state(state))
-    sources = match_tensors(checkpoint, {dotted(path): leaf.get_value().shape for path, leaf in flat})
-    axes = logical_axes(state)
-    total, done, previous, loaded = sum(source.nbytes for source in sources.values()), 0, None, []
-    for path, leaf in flat:
-        name = dotted(path)
-        shape, source = leaf.get_value().shape, sources[name]
-        sharding = None if mesh is None else sharding_for(axes[name], shape, mesh, rules)
-        own_dtype = np.float32 if in_float32 is not None and in_float32(name) else dtype
-        array = _place(source, shape, np.dtype(own_dtype), sharding)
+    shapes = {dotted(path): leaf.get_value().shape for path, leaf in flat}
+    shardings = _shardings(state, shapes, mesh, rules)
+    rounded = [name for name in shapes if quantization is not None and quantization.means(name)]
+    scales = {scale_name(name) for name in rounded}
+    sources = match_tensors(checkpoint, {name: shape for name, shape in shapes.items() if name not in scales})
+    total, done, previous = sum(source.nbytes for source in sources.values()), 0, None
+    loaded: dict[str, jax.Array] = {}
+    for name in (name for name in shapes if name not in scales):
+        source = sources[name]
+        if quantization is not None and name in rounded:
+            stored = _place(source, shapes[name], source.dtype, shardings[name])
+            arrays = quantized(name, stored, quantization, shardings)
+            del stored
+        else:
+            own_dtype = np.float32 if in_float32 is not None and in_float32(name) else dtype
+            arrays = {name: _place(source, shapes[name], np.dtype(own_dtype), shardings[name])}
         # One transfer may overlap the next read; more would pile up host buffers.
         jax.block_until_ready(previous)
-        previous = array
-        loaded.append((path, leaf.replace(array)))
+        previous = arrays
+        loaded |= arrays
         done += source.nbytes
         if on_tensor is not None:
             on_tensor(source.name, done, total)
     jax.block_until_ready(previous)
-    return graphdef, nnx.from_flat_state(loaded)
+    return graphdef, nnx.from_flat_state([(path, leaf.replace(loaded[dotted(path)])) for path, leaf in flat])
+
+
+def _shardings(
+    state: nnx.State, shapes: Mapping[str, tuple[int, ...]], mesh: Mesh | None, rules: ShardingRules | None
+) -> dict[str, NamedSharding | None]:
+    """Where every weight belongs; None for the default device."""
+    axes = logical_axes(state)
+    return {
+        name: None if mesh is None else sharding_for(axes[name], shape, mesh, rules) for name, shape in shapes.items()
+    }
 
 
 def _place(source: Source, shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding | None) -> jax.Array:

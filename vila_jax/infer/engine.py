@@ -27,7 +27,8 @@ class Engine:
     Args:
       graphdef, state: the model, from `vila_jax.hf.load`.
       config: its description.
-      dtype: of the computation and the cache.
+      dtype: of the computation.
+      cache_dtype: of keys and values; `int8` comes with scales. By default that of the computation.
       on_compile: called with the name of a program before it is compiled.
       between_tiles: see `Planner`.
 
@@ -43,12 +44,13 @@ class Engine:
         config: ModelConfig,
         *,
         dtype: str,
+        cache_dtype: str | None = None,
         on_compile: OnCompile | None = None,
         between_tiles: int = 0,
     ):
         self.config = config
         self.planner = Planner(config, dtype, config.pad_id or 0, between_tiles)
-        self.phases = Phases(Programs(graphdef, state, on_compile), config.vlm.decoder, dtype)
+        self.phases = Phases(Programs(graphdef, state, on_compile), config.vlm.decoder, cache_dtype or dtype)
 
     def generate(
         self,

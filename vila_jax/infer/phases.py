@@ -26,7 +26,8 @@ class Phases:
 
     Args:
       programs: compiles.
-      config, dtype: of the decoder and its cache.
+      config: of the decoder.
+      dtype: of its cache.
     """
 
     def __init__(self, programs: Programs, config: DecoderConfig, dtype: str):

@@ -130,7 +130,8 @@ def prefill(
       visual: None for text alone.
       limit: tokens that each row may generate; rows of 0 are padding and are done at once.
       end_tokens: tokens that finish a row.
-      config, dtype: of the decoder and its cache.
+      config: of the decoder.
+      dtype: of its cache.
       cache_lengths: static length of the cache of every layer, prompt and generated tokens together.
       kept, schedule: with a budget inside the decoder, what it leaves of each row, and where.
     """

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from vila_jax.nn.config import Activation
 from vila_jax.nn.params import Axes, fan_in, ones, weight, zeros
+from vila_jax.nn.quantized import product
 
 
 def _quick_gelu(x: jax.Array) -> jax.Array:
@@ -38,6 +39,7 @@ class Linear(nnx.Module):
     contracts either layout equally fast.
 
     Attributes:
+      scale: of a weight in fewer bits, `[out, g]`, see `vila_jax.nn.quantized`; else None.
       lora: while it is trained, a low-rank addition to the weight; else None.
     """
 
@@ -47,10 +49,14 @@ class Linear(nnx.Module):
         shape = (out_features, in_features)
         self.weight = weight(shape, axes, fan_in(shape), rngs=rngs, dtype=dtype)
         self.bias = weight((out_features,), axes[:1], zeros, rngs=rngs, dtype=dtype) if bias else None
+        self.scale: nnx.Param | None = nnx.data(None)
         self.lora: LowRank | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        if self.scale is None:
+            y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        else:
+            y = product(x, self.weight[...], self.scale[...], x.dtype)
         y = y if self.lora is None else y + self.lora(x)
         return y if self.bias is None else y + along_last(self.bias[...], y.ndim)
 
