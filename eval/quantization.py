@@ -209,6 +209,6 @@ def _bytes_of_a_step() -> list[str]:
             lines.append([f"`{name}`", str(batch), units.size(int(read[0])), *cells[1:]])
     text = (
         "What a decode step reads at least, counted (64 tokens of text, all visual tokens of one tile, 64 generated); "
-        "in parentheses how many times less than in bfloat16, which is the most that can be gained where reading is all."
+        "in parentheses how many times less than in bfloat16: the most that can be gained where reading is all."
     )
     return [text, "\n".join(f"| {' | '.join(cells)} |" for cells in lines)]

@@ -21,6 +21,7 @@ from vila_jax.hf.checkpoint import Checkpoint, open_checkpoint
 from vila_jax.hf.load import OnTensor, load_state
 from vila_jax.infer.answers import Answers, Generation, Row
 from vila_jax.infer.engine import Engine, OnCompile
+from vila_jax.infer.fuse import check_one_device, fuse_products
 from vila_jax.infer.layout import Request
 from vila_jax.infer.likelihood import Likelihood, in_order, make_probes
 from vila_jax.infer.pictures import limit_of
@@ -321,6 +322,7 @@ def from_pretrained(
     era: str | None = None,
     style: str | None = None,
     quantize: Quantization | str | None = None,
+    fuse: bool = False,
 ) -> Model:
     """Loads a model from a folder or the Hugging Face Hub.
 
@@ -336,13 +338,17 @@ def from_pretrained(
         does not show its own (`vila-jax inspect` says what it shows).
       style: name of a conversation style (see `vila_jax.text`); by default the one that the checkpoint asks for.
       quantize: weights and cache in fewer bits, e.g. `int8` or `int4,kv=int8`; see `vila_jax.quantize.spec`.
+      fuse: whether products of one input become one, see `vila_jax.infer.fuse`; on one device alone.
 
     Raises:
       QuantizationError: it cannot be parsed, or makes the model slower on this device.
+      ConfigError: products are to be fused over a mesh.
       VilaError: the checkpoint cannot be found, read or understood. Nothing is on a device by then.
     """
     quantization = parse(quantize)
     check_pays(quantization, None if mesh is None else mesh.devices.flat[0])
+    if fuse:
+        check_one_device(mesh)
     checkpoint = open_checkpoint(path_or_hub_id, revision=revision, era=era)
     chosen = parse_budget(budget, checkpoint)
     form = make_form(checkpoint)
@@ -352,6 +358,8 @@ def from_pretrained(
     graphdef, state = load_state(
         checkpoint, dtype=dtype, mesh=mesh, rules=rules, quantization=quantization, on_tensor=on_tensor
     )
+    if fuse:
+        graphdef, state = fuse_products(graphdef, state)
     engine = Engine(
         graphdef,
         state,

@@ -12,6 +12,7 @@ from vila_jax.bench.random_weights import random_state
 from vila_jax.budgets import Budget
 from vila_jax.hf.config import ModelConfig
 from vila_jax.infer.engine import Engine
+from vila_jax.infer.fuse import fuse_products
 from vila_jax.infer.layout import Layout, Request
 from vila_jax.infer.pictures import prepare
 from vila_jax.model import Model, check_budget
@@ -122,8 +123,13 @@ def random_jpeg(edge: int, seed: int) -> bytes:
     return file.getvalue()
 
 
-def preset_subject(name: str, dtype: DTypeLike, quantization: Quantization | None = None) -> Subject:
+def preset_subject(
+    name: str, dtype: DTypeLike, quantization: Quantization | None = None, *, fuse: bool = False
+) -> Subject:
     """A preset with random weights on the default device.
+
+    Args:
+      fuse: whether products of one input become one, see `vila_jax.infer.fuse`.
 
     Raises:
       ConfigError: there is none of this name.
@@ -132,6 +138,8 @@ def preset_subject(name: str, dtype: DTypeLike, quantization: Quantization | Non
     check_pays(quantization)
     config = preset(name)
     graphdef, state = random_state(config.vlm, dtype, quantization)
+    if fuse:
+        graphdef, state = fuse_products(graphdef, state)
     kv = None if quantization is None else quantization.kv
     engine = Engine(graphdef, state, config, dtype=np.dtype(dtype).name, cache_dtype=kv)
     return Subject(name, config, engine, preset_preprocessor(name), quantization)

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from vila_jax.cli import arguments, measuring
+from vila_jax.cli import measuring
 from vila_jax.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class StageBench:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declares its arguments."""
         measuring.add_model(parser)
-        arguments.add_quantize(parser)
+        measuring.add_variants(parser)
         measuring.add_cases(parser)
         measuring.add_output(parser)
         measuring.add_rates(parser)

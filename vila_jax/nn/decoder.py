@@ -29,7 +29,7 @@ from vila_jax.nn.attention import attention
 from vila_jax.nn.cache import Entries, empty_entries, read, write
 from vila_jax.nn.config import DecoderConfig
 from vila_jax.nn.focus import Focus, focused_attention, mean_weights
-from vila_jax.nn.layers import ACTIVATIONS, Linear, RMSNorm
+from vila_jax.nn.layers import ACTIVATIONS, Joined, Linear, RMSNorm
 from vila_jax.nn.params import normal, weight
 from vila_jax.nn.quantized import dequantize, product
 from vila_jax.nn.rope import apply_rope, rotary_angles
@@ -53,7 +53,11 @@ def empty_cache(config: DecoderConfig, batch: int, length: int | Sequence[int], 
 
 
 class CausalAttention(nnx.Module):
-    """Grouped-query attention with rotary positions, with or without a cache."""
+    """Grouped-query attention with rotary positions, with or without a cache.
+
+    Attributes:
+      qkv: in the place of `q`, `k` and `v` where they are joined, see `vila_jax.infer.fuse`.
+    """
 
     def __init__(self, config: DecoderConfig, window: int | None, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.head_dim, self.window = config.head_dim, window
@@ -64,6 +68,7 @@ class CausalAttention(nnx.Module):
         self.k = Linear(width, kv, ("kv_heads", "embed"), bias=bias, rngs=rngs, dtype=dtype)
         self.v = Linear(width, kv, ("kv_heads", "embed"), bias=bias, rngs=rngs, dtype=dtype)
         self.out = Linear(q, width, ("embed", "heads"), bias=config.out_bias, rngs=rngs, dtype=dtype)
+        self.qkv: Joined | None = nnx.data(None)
 
     def __call__(
         self,
@@ -75,7 +80,8 @@ class CausalAttention(nnx.Module):
         focus: Focus | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         batch, queries = x.shape[:2]
-        q, k, v = (project(x).reshape(batch, queries, -1, self.head_dim) for project in (self.q, self.k, self.v))
+        projected = (self.q(x), self.k(x), self.v(x)) if self.qkv is None else self.qkv(x)
+        q, k, v = (part.reshape(batch, queries, -1, self.head_dim) for part in projected)
         q, k = apply_rope(q, *rotation), apply_rope(k, *rotation)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
@@ -92,14 +98,19 @@ class CausalAttention(nnx.Module):
         self, x: Float[Array, "B T D"], rotation: Rotation, queries: Int[Array, "B R"]
     ) -> Float[Array, "B R T"]:
         """Attention that the tokens at `queries` pay to all of them, averaged over heads; see `mean_weights`."""
-        k = self.k(x).reshape(*x.shape[:2], -1, self.head_dim)
+        project_q, project_k = (self.q, self.k) if self.qkv is None else map(self.qkv.part, (0, 1))
+        k = project_k(x).reshape(*x.shape[:2], -1, self.head_dim)
         rows, *angles = (jnp.take_along_axis(part, queries[:, :, None], axis=1) for part in (x, *rotation))
-        q = apply_rope(self.q(rows).reshape(*queries.shape, -1, self.head_dim), *angles)
+        q = apply_rope(project_q(rows).reshape(*queries.shape, -1, self.head_dim), *angles)
         return mean_weights(q, apply_rope(k, *rotation).swapaxes(1, 2), queries, self.window)
 
 
 class GatedMLP(nnx.Module):
-    """`down(act(gate(x)) * up(x))`."""
+    """`down(act(gate(x)) * up(x))`.
+
+    Attributes:
+      gate_up: in the place of `gate` and `up` where they are joined, see `vila_jax.infer.fuse`.
+    """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         width, hidden, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
@@ -107,9 +118,11 @@ class GatedMLP(nnx.Module):
         self.gate = Linear(width, hidden, ("mlp", "embed"), bias=bias, rngs=rngs, dtype=dtype)
         self.up = Linear(width, hidden, ("mlp", "embed"), bias=bias, rngs=rngs, dtype=dtype)
         self.down = Linear(hidden, width, ("embed", "mlp"), bias=bias, rngs=rngs, dtype=dtype)
+        self.gate_up: Joined | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(self.act(self.gate(x)) * self.up(x))
+        gate, up = (self.gate(x), self.up(x)) if self.gate_up is None else self.gate_up(x)
+        return self.down(self.act(gate) * up)
 
 
 class DecoderBlock(nnx.Module):

@@ -1,10 +1,11 @@
 """Linear layers, norms and activations shared by the tower, the projector and the decoder."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -59,6 +60,29 @@ class Linear(nnx.Module):
             y = product(x, self.weight[...], self.scale[...], x.dtype)
         y = y if self.lora is None else y + self.lora(x)
         return y if self.bias is None else y + along_last(self.bias[...], y.ndim)
+
+
+class Joined(nnx.Module):
+    """Several `Linear`s of one input as one product: their weights one below the other.
+
+    Args:
+      parts: all with a bias or all without, in the same number of bits, and none with a `lora`.
+    """
+
+    def __init__(self, parts: Sequence[Linear]):
+        graphdefs, states = zip(*map(nnx.split, parts), strict=True)
+        self.widths = tuple(part.weight[...].shape[0] for part in parts)
+        arrays = [nnx.to_pure_dict(state) for state in states]
+        self.linear = nnx.merge(graphdefs[0], jax.tree.map(lambda *own: jnp.concatenate(own), *arrays))
+
+    def __call__(self, x: Float[Array, "*batch i"]) -> list[Float[Array, "*batch _o"]]:
+        return jnp.split(self.linear(x), np.cumsum(self.widths)[:-1], axis=-1)
+
+    def part(self, number: int) -> Linear:
+        """One of them by itself, whose weights are copied."""
+        rows = slice(sum(self.widths[:number]), sum(self.widths[: number + 1]))
+        graphdef, state = nnx.split(self.linear)
+        return nnx.merge(graphdef, jax.tree.map(lambda own: own[rows], nnx.to_pure_dict(state)))
 
 
 class LowRank(nnx.Module):
