@@ -71,10 +71,10 @@ def test_a_budget_shortens_what_is_counted(vila_jax_cli, tmp_path):
 def test_fewer_bits(vila_jax_cli, tmp_path):
     file = tmp_path / "out.json"
     arguments = ("--repeats", "1", "--quantize", "int8,kv=int8,force", "--json", file)
-    code, text, err = vila_jax_cli("bench", "decode", *TINY, *arguments)
+    code, _, err = vila_jax_cli("bench", "decode", *TINY, *arguments)
     assert (code, err) == (0, "")
     [row] = read_results(file).rows
-    assert row.case["quantize"] == "int8,kv=int8,force" and "quantize int8,kv=int8,force" in text
+    assert row.case["quantize"] == "int8,kv=int8,force" and "quantize int8,kv=int8,force" in row.title
     decoder, layers = preset("tiny").vlm.decoder, 2 * (48 * 48 * 2 + 48 * 24 * 2 + 3 * 48 * 96)
     outputs, norms = 2 * (48 * 2 + 24 * 2 + 96 * 2 + 48), 2 * 2 * 48
     cache = 2 * 2 * decoder.num_kv_heads * (decoder.head_dim + 4) * (VISUAL + 5 + 1 + 1)
