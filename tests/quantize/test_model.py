@@ -93,10 +93,10 @@ def test_more_bits_err_less(written, plain):
     assert errors["int8"] < errors["fp8"] < errors["int4,group=16"] < 0.5 * spread
 
 
-@pytest.mark.parametrize("spec", ["int8,kv=int8", "kv=int8"])
-def test_rows_of_a_batch_answer_as_alone(written, spec):
+@pytest.mark.parametrize(("spec", "budget"), [("int8,kv=int8", None), ("kv=int8", "sparse:0.5,layer=1")])
+def test_rows_of_a_batch_answer_as_alone(written, spec, budget):
     model = loaded(written, spec)
-    options = {"max_new_tokens": 11, "ignore_eos": True}
+    options = {"max_new_tokens": 11, "ignore_eos": True, "budget": budget}
     together = model.generate(list(ROWS), list(ROWS.values()), **options)
     alone = [model.generate(*row, **options) for row in ROWS.items()]
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]

@@ -51,6 +51,11 @@ def read(entries: Entries, dtype: DTypeLike) -> Float[Array, "*rows K S H"]:
     return entries
 
 
+def length(entries: Entries) -> int:
+    """How many entries there is room for."""
+    return (entries.values if isinstance(entries, Int8Entries) else entries).shape[-2]
+
+
 def _write(cache: jax.Array, new: jax.Array, offset: Int[Array, " B"] | None) -> jax.Array:
     """`[*rows, K, S, H]` with `[B, K, T, H]` written into it."""
     rows = cache.reshape(new.shape[0], *cache.shape[-3:])

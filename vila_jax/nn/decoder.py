@@ -252,8 +252,9 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
         """Scores of every vocabulary entry, float32."""
-        tied = self.head is None
-        table, scale = (self.embedding, self.embedding_scale) if tied else (self.head, self.head_scale)
+        table, scale = self.embedding, self.embedding_scale
+        if self.head is not None:
+            table, scale = self.head, self.head_scale
         if scale is not None:
             return product(hidden, table[...], scale[...], jnp.float32)
         return jnp.einsum("...D,CD->...C", hidden, table[...], preferred_element_type=jnp.float32)

@@ -7,6 +7,7 @@ and saved by the same tables.
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def quantize_structure(model: nnx.Module, quantization: Quantization | None) -> 
         if quantization.means(name):
             shape, axes = leaf.get_value().shape, leaf.get_metadata()["logical_axes"]
             scales = shape[0], groups(shape[1], quantization.own_group)
-            module = functools.reduce(_child, path[:-1], model)
+            module: Any = functools.reduce(_child, path[:-1], model)
             dtype = FORMATS[quantization.weights].dtype
             declared = weight(shape, axes, zeros, rngs=nnx.Rngs(0), dtype=dtype)
             setattr(module, str(path[-1]), declared)
@@ -57,8 +58,8 @@ def _check_parts(quantization: Quantization, names: Sequence[str]) -> None:
             raise QuantizationError(f"the model has no {part} of its own", where="quantize", fix=tied)
 
 
-def _child(module: object, key: object) -> object:
-    return module[key] if isinstance(key, int) else getattr(module, str(key))  # type: ignore[index]
+def _child(module: Any, key: Any) -> Any:
+    return module[key] if isinstance(key, int) else getattr(module, key)
 
 
 def quantized(
