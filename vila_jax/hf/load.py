@@ -115,20 +115,14 @@ def load_state(
     flat = list(nnx.to_flat_state(state))
     shapes = {dotted(path): leaf.get_value().shape for path, leaf in flat}
     shardings = _shardings(state, shapes, mesh, rules)
-    rounded = [name for name in shapes if quantization is not None and quantization.means(name)]
-    scales = {scale_name(name) for name in rounded}
-    sources = match_tensors(checkpoint, {name: shape for name, shape in shapes.items() if name not in scales})
+    scales = {scale_name(name) for name in shapes if quantization is not None and quantization.means(name)}
+    stored = {name: shape for name, shape in shapes.items() if name not in scales}
+    sources = match_tensors(checkpoint, stored)
     total, done, previous = sum(source.nbytes for source in sources.values()), 0, None
     loaded: dict[str, jax.Array] = {}
-    for name in (name for name in shapes if name not in scales):
-        source = sources[name]
-        if quantization is not None and name in rounded:
-            stored = _place(source, shapes[name], source.dtype, shardings[name])
-            arrays = quantized(name, stored, quantization, shardings)
-            del stored
-        else:
-            own_dtype = np.float32 if in_float32 is not None and in_float32(name) else dtype
-            arrays = {name: _place(source, shapes[name], np.dtype(own_dtype), shardings[name])}
+    for name, shape in stored.items():
+        source, own_dtype = sources[name], np.float32 if in_float32 is not None and in_float32(name) else dtype
+        arrays = _load(name, source, shape, own_dtype, shardings, quantization)
         # One transfer may overlap the next read; more would pile up host buffers.
         jax.block_until_ready(previous)
         previous = arrays
@@ -148,6 +142,20 @@ def _shardings(
     return {
         name: None if mesh is None else sharding_for(axes[name], shape, mesh, rules) for name, shape in shapes.items()
     }
+
+
+def _load(
+    name: str,
+    source: Source,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    shardings: Mapping[str, NamedSharding | None],
+    quantization: Quantization | None,
+) -> dict[str, jax.Array]:
+    """A weight by its name; of a quantised one values and scales."""
+    if quantization is None or not quantization.means(name):
+        return {name: _place(source, shape, np.dtype(dtype), shardings[name])}
+    return quantized(name, _place(source, shape, source.dtype, shardings[name]), quantization, shardings)
 
 
 def _place(source: Source, shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding | None) -> jax.Array:

@@ -36,7 +36,7 @@ def quantize_structure(model: nnx.Module, quantization: Quantization | None) -> 
     """
     if quantization is None or quantization.weights is None:
         return model
-    flat = nnx.to_flat_state(nnx.state(model))
+    flat, rngs = nnx.to_flat_state(nnx.state(model)), nnx.Rngs(0)
     _check_parts(quantization, [dotted(path) for path, _ in flat])
     for path, leaf in flat:
         name = dotted(path)
@@ -45,9 +45,8 @@ def quantize_structure(model: nnx.Module, quantization: Quantization | None) -> 
             scales = shape[0], groups(shape[1], quantization.own_group)
             module: Any = functools.reduce(_child, path[:-1], model)
             dtype = FORMATS[quantization.weights].dtype
-            declared = weight(shape, axes, zeros, rngs=nnx.Rngs(0), dtype=dtype)
-            setattr(module, str(path[-1]), declared)
-            setattr(module, scale_name(name).rpartition(".")[2], weight(scales, axes, ones, rngs=nnx.Rngs(0)))
+            setattr(module, str(path[-1]), weight(shape, axes, zeros, rngs=rngs, dtype=dtype))
+            setattr(module, scale_name(name).rpartition(".")[2], weight(scales, axes, ones, rngs=rngs))
     return model
 
 
