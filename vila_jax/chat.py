@@ -37,8 +37,8 @@ class Chat:
         self, model: "Model", *, system: str | None = None, prefixes: PrefixCache | None = None, **options: Any
     ):
         self._model, self._options = model, options
-        planner = model.engine.planner
-        size = row_bytes(model.config.vlm.decoder, model.config.context_length, planner.dtype)
+        dtype = model.engine.phases.cache_dtype
+        size = row_bytes(model.config.vlm.decoder, model.config.context_length, dtype)
         self._prefixes = PrefixCache(size) if prefixes is None else prefixes
         self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self.last: Generation | None = None

@@ -22,11 +22,14 @@ from vila_jax.hf.checkpoint import Checkpoint, open_checkpoint
 from vila_jax.hf.load import OnTensor, load_state
 from vila_jax.infer.answers import Answers, Generation, Row
 from vila_jax.infer.engine import Engine, OnCompile
+from vila_jax.infer.fuse import check_one_device, fuse_products
 from vila_jax.infer.layout import Request
 from vila_jax.infer.likelihood import Likelihood, in_order, make_probes
 from vila_jax.infer.pictures import limit_of
 from vila_jax.infer.prefixes import PrefixCache
 from vila_jax.infer.sampler import SamplingOptions
+from vila_jax.quantize import Quantization, check_pays
+from vila_jax.quantize.spec import parse
 from vila_jax.text.prompts import PromptForm
 from vila_jax.text.styles import Style
 from vila_jax.vision.preprocess import Preprocessor, ProcessedImage
@@ -47,6 +50,7 @@ class Model:
       style: how conversations are written; None where the checkpoint's own chat template says it.
       encoder: makes requests of prompts.
       end_tokens: ids that end an answer.
+      quantization: of its weights and cache.
     """
 
     def __init__(
@@ -57,7 +61,9 @@ class Model:
         preprocessor: Preprocessor | VilaPreprocessor,
         budget: Budget | None,
         style: Style | None,
+        quantization: Quantization | None = None,
     ):
+        self.quantization = quantization
         self.checkpoint, self.engine, self.form = checkpoint, engine, form
         self.preprocessor, self.budget, self.style = preprocessor, budget, style
         self.config, self.tokenizer = checkpoint.config, form.tokenizer
@@ -305,7 +311,7 @@ def default_dtype() -> DTypeLike:
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
-def from_pretrained(
+def from_pretrained(  # noqa: PLR0913 - the front door: all but the first are by name
     path_or_hub_id: str | os.PathLike[str],
     *,
     dtype: DTypeLike | None = None,
@@ -318,6 +324,8 @@ def from_pretrained(
     era: str | None = None,
     style: str | None = None,
     image_cache: int = 0,
+    quantize: Quantization | str | None = None,
+    fuse: bool = False,
 ) -> Model:
     """Loads a model from a folder or the Hugging Face Hub.
 
@@ -333,24 +341,37 @@ def from_pretrained(
         does not show its own (`vila-jax inspect` says what it shows).
       style: name of a conversation style (see `vila_jax.text`); by default the one that the checkpoint asks for.
       image_cache: bytes of device memory for pictures that are not encoded again; 0 keeps none.
+      quantize: weights and cache in fewer bits, e.g. `int8` or `int4,kv=int8`; see `vila_jax.quantize.spec`.
+      fuse: whether products of one input become one, see `vila_jax.infer.fuse`; on one device alone.
 
     Raises:
+      QuantizationError: it cannot be parsed, or makes the model slower on this device.
+      ConfigError: products are to be fused over a mesh.
       VilaError: the checkpoint cannot be found, read or understood. Nothing is on a device by then.
     """
+    quantization = parse(quantize)
+    check_pays(quantization, None if mesh is None else mesh.devices.flat[0])
+    if fuse:
+        check_one_device(mesh)
     checkpoint = open_checkpoint(path_or_hub_id, revision=revision, era=era)
     chosen = parse_budget(budget, checkpoint)
     form = make_form(checkpoint)
     written = make_style(checkpoint, form.tokenizer, str(path_or_hub_id), style)
     preprocessor = make_preprocessor(checkpoint)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
-    graphdef, state = load_state(checkpoint, dtype=dtype, mesh=mesh, rules=rules, on_tensor=on_tensor)
+    graphdef, state = load_state(
+        checkpoint, dtype=dtype, mesh=mesh, rules=rules, quantization=quantization, on_tensor=on_tensor
+    )
+    if fuse:
+        graphdef, state = fuse_products(graphdef, state)
     engine = Engine(
         graphdef,
         state,
         checkpoint.config,
         dtype=dtype.name,
+        cache_dtype=None if quantization is None else quantization.kv,
         on_compile=on_compile,
         between_tiles=form.between_segments,
         image_cache=image_cache,
     )
-    return Model(checkpoint, engine, form, preprocessor, chosen, written)
+    return Model(checkpoint, engine, form, preprocessor, chosen, written, quantization)

@@ -91,7 +91,7 @@ def plain_read(folder: pathlib.Path, *, keep: bool = False) -> float:
         with file.open("rb", buffering=0) as stream:
             if keep:
                 kept.append(np.empty(file.stat().st_size, np.uint8))
-            left = memoryview(kept[-1]) if keep else buffer
+            left = memoryview(kept[-1].data) if keep else buffer
             while left and (count := stream.readinto(left)):
                 left = left[count:] if keep else buffer
     return time.perf_counter() - start

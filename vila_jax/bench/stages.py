@@ -78,6 +78,7 @@ class Bench:
             itemsize=np.dtype(self.subject.dtype).itemsize,
             step=None if budget is None else budget.step("decoder"),
             reduction=None if spec is None else spec.reduction,
+            quantization=self.subject.quantization,
         )
 
     def row(self, name: str, times: dict[str, Any], facts: dict[str, Any]) -> Row:
@@ -92,7 +93,7 @@ class Bench:
         }
         if self.meter.programs:
             common["planned_bytes"] = max(program.bytes for program in self.meter.programs)
-        case = {"model": self.subject.name, "dtype": self.subject.dtype} | dataclasses.asdict(self.case)
+        case = self.subject.named | dataclasses.asdict(self.case)
         return Row(name, case, times, facts | common)
 
 
@@ -258,7 +259,7 @@ def measure_cases(
             reason = str(error) if isinstance(error, VilaError) else "out of memory"
             if len(cases) == 1 or not (isinstance(error, VilaError | MemoryError) or out_of_memory(error)):
                 raise
-            about = {"model": subject.name, "dtype": subject.dtype} | dataclasses.asdict(case)
+            about = subject.named | dataclasses.asdict(case)
             done = {row.bench for row in rows if row.case == about}
             rows += [Row(name, about, refused=reason) for name in benches if name not in done]
     return rows

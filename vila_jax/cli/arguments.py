@@ -32,6 +32,15 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_quantize(parser: argparse.ArgumentParser) -> None:
+    """--quantize."""
+    parser.add_argument(
+        "--quantize",
+        metavar="SPEC",
+        help="weights and cache in fewer bits: int8, int4, fp8, int8,kv=int8, ... (default: as --dtype says)",
+    )
+
+
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """--max-new-tokens, --stop and how tokens are chosen; see `generation`."""
     parser.add_argument("--max-new-tokens", metavar="N", type=whole(1), default=128, help="default: 128")

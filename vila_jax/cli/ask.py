@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_generation(parser)
     parser.add_argument("--ignore-eos", action="store_true", help="go on after end tokens")
     arguments.add_dtype(parser)
+    arguments.add_quantize(parser)
     arguments.add_json(parser)
     parser.add_argument("--no-stream", action="store_true", help="print the answer when it is complete")
 

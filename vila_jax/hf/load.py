@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -27,6 +27,8 @@ from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.params import abstract, dotted, logical_axes
 from vila_jax.nn.positions import resize_positions_bicubic, resize_positions_linear
 from vila_jax.nn.vlm import VLM
+from vila_jax.quantize.spec import Quantization
+from vila_jax.quantize.structure import quantize_structure, quantized, scale_name
 
 OnTensor = Callable[[str, int, int], None]
 """Progress: name of the tensor just loaded, bytes read so far, bytes to read in all."""
@@ -60,6 +62,11 @@ class Source:
         return self.shard.tensors[self.name].nbytes
 
     @property
+    def dtype(self) -> np.dtype:
+        """As stored."""
+        return self.shard.numpy_dtype(self.name)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """As stored, before any resizing."""
         return self.shard.tensors[self.name].shape[self.unit_axes :]
@@ -73,9 +80,11 @@ class Source:
         return read.reshape(read.shape[self.unit_axes :])
 
 
-def abstract_model(config: VLMConfig, dtype: DTypeLike) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_model(
+    config: VLMConfig, dtype: DTypeLike, quantization: Quantization | None = None
+) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure of the model, and its state with `jax.ShapeDtypeStruct` for weights."""
-    return abstract(lambda rngs: VLM(config, rngs=rngs, dtype=dtype))
+    return abstract(lambda rngs: quantize_structure(VLM(config, rngs=rngs, dtype=dtype), quantization))
 
 
 def weight_shapes(config: VLMConfig) -> dict[str, tuple[int, ...]]:
@@ -91,6 +100,7 @@ def load_state(
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
     in_float32: Callable[[str], bool] | None = None,
+    quantization: Quantization | None = None,
     on_tensor: OnTensor | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Loads all weights of a checkpoint.
@@ -98,6 +108,8 @@ def load_state(
     Args:
       dtype: of the weights in memory, whatever they are stored in.
       in_float32: says of a dotted path whether that weight is float32 all the same, as one that is trained.
+      quantization: of which weights fewer bits are kept; each is rounded, on the device, from what is stored before the
+        next one is read.
       mesh: places the weights by `rules`; without it they go to the default device.
       on_tensor: called after each tensor, for progress.
 
@@ -108,30 +120,46 @@ def load_state(
       CheckpointError: tensors are missing, unexpected, mis-shaped or of an unsupported dtype. Raised before any tensor
         is read and before any device memory is touched.
     """
-    graphdef, state = abstract_model(checkpoint.config.vlm, dtype)
+    graphdef, state = abstract_model(checkpoint.config.vlm, dtype, quantization)
     flat = list(nnx.to_flat_state(state))
-    sources = match_tensors(checkpoint, {dotted(path): leaf.get_value().shape for path, leaf in flat})
-    axes = logical_axes(state)
+    shapes = {dotted(path): leaf.get_value().shape for path, leaf in flat}
+    shardings = _shardings(state, shapes, mesh, rules)
+    rounded = {name for name in shapes if quantization is not None and quantization.means(name)}
+    stored = shapes.keys() - set(map(scale_name, rounded))
+    sources = match_tensors(checkpoint, {name: shape for name, shape in shapes.items() if name in stored})
 
-    def target(name: str, shape: tuple[int, ...]) -> _Target:
-        own_dtype = np.float32 if in_float32 is not None and in_float32(name) else dtype
-        sharding = None if mesh is None else sharding_for(axes[name], shape, mesh, rules)
-        return _Target(sources[name], shape, np.dtype(own_dtype), sharding)
+    def target(name: str) -> _Target:
+        wanted = np.float32 if in_float32 is not None and in_float32(name) else dtype
+        own = sources[name].dtype if name in rounded else np.dtype(wanted)
+        return _Target(sources[name], shapes[name], own, shardings[name])
 
-    targets = [target(dotted(path), leaf.get_value().shape) for path, leaf in flat]
-    total, done, previous, loaded = sum(source.nbytes for source in sources.values()), 0, None, []
-    with contextlib.closing(_read_ahead(targets)) as read:
-        for (path, leaf), own, parts in zip(flat, targets, read, strict=True):
-            array = own.place(parts)
+    targets = {name: target(name) for name in shapes if name in stored}
+    total, done, previous = sum(source.nbytes for source in sources.values()), 0, None
+    loaded: dict[str, jax.Array] = {}
+    with contextlib.closing(_read_ahead(targets.values())) as read:
+        for (name, own), parts in zip(targets.items(), read, strict=True):
+            arrays = {name: own.place(parts)}
+            if quantization is not None and name in rounded:
+                arrays = quantized(name, arrays[name], quantization, shardings)
             # One transfer may overlap the next; more would pile up host buffers.
             jax.block_until_ready(previous)
-            previous = array
-            loaded.append((path, leaf.replace(array)))
+            previous = arrays
+            loaded |= arrays
             done += own.source.nbytes
             if on_tensor is not None:
                 on_tensor(own.source.name, done, total)
     jax.block_until_ready(previous)
-    return graphdef, nnx.from_flat_state(loaded)
+    return graphdef, nnx.from_flat_state([(path, leaf.replace(loaded[dotted(path)])) for path, leaf in flat])
+
+
+def _shardings(
+    state: nnx.State, shapes: Mapping[str, tuple[int, ...]], mesh: Mesh | None, rules: ShardingRules | None
+) -> dict[str, NamedSharding | None]:
+    """Where every weight belongs; None for the default device."""
+    axes = logical_axes(state)
+    return {
+        name: None if mesh is None else sharding_for(axes[name], shape, mesh, rules) for name, shape in shapes.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)

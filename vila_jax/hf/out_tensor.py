@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from numpy.typing import DTypeLike
 
 from vila_jax.errors import CheckpointError
 from vila_jax.hf.files import INDEX, SINGLE

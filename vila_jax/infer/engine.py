@@ -31,7 +31,8 @@ class Engine:
     Args:
       graphdef, state: the model, from `vila_jax.hf.load`.
       config: its description.
-      dtype: of the computation and the cache.
+      dtype: of the computation.
+      cache_dtype: of keys and values; `int8` comes with scales. By default that of the computation.
       on_compile: called with the name of a program before it is compiled.
       between_tiles: see `Planner`.
       image_cache: bytes of device memory for what the tower said of pictures; see `vila_jax.infer.image_cache`.
@@ -48,14 +49,15 @@ class Engine:
         config: ModelConfig,
         *,
         dtype: str,
+        cache_dtype: str | None = None,
         on_compile: OnCompile | None = None,
         between_tiles: int = 0,
         image_cache: int = 0,
     ):
         self.config = config
         self.planner = Planner(config, dtype, config.pad_id or 0, between_tiles)
-        programs = Programs(graphdef, state, on_compile)
-        self.phases = Phases(programs, config.vlm.decoder, dtype, ImageCache(image_cache))
+        programs, cache = Programs(graphdef, state, on_compile), cache_dtype or dtype
+        self.phases = Phases(programs, config.vlm.decoder, cache, ImageCache(image_cache))
 
     def generate(
         self,

@@ -37,12 +37,13 @@ class Phases:
 
     Args:
       programs: compiles.
-      config, dtype: of the decoder and its cache.
+      config: of the decoder.
+      cache_dtype: of keys and values; `int8` comes with scales.
       images: what the tower said of earlier pictures.
     """
 
-    def __init__(self, programs: Programs, config: DecoderConfig, dtype: str, images: ImageCache):
-        self.programs, self.images, self._config, self._dtype = programs, images, config, dtype
+    def __init__(self, programs: Programs, config: DecoderConfig, cache_dtype: str, images: ImageCache):
+        self.programs, self.images, self._config, self.cache_dtype = programs, images, config, cache_dtype
 
     def visual_tokens(self, tiles: Tiles | None) -> VisualTokens | None:
         """The visual tokens of all pictures of a batch; None without pictures."""
@@ -107,7 +108,7 @@ class Phases:
             prefill,
             *(layout.prompts, visual, sampler, limit, ends, layout.kept, before),
             donate=("before",),
-            room=Room(self._config, self._dtype, layout.cache_lengths),
+            room=Room(self._config, self.cache_dtype, layout.cache_lengths),
             schedule=layout.schedule,
         )
 

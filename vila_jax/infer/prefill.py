@@ -1,12 +1,13 @@
 """Prefill: from laid-out prompts and the table of visual tokens to the first token of every row."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vila_jax.infer.decode import Progress, advance
 from vila_jax.infer.decoder_plan import Kept, Schedule, SparseSchedule
@@ -77,11 +78,13 @@ def lengthened(graphdef: nnx.GraphDef, state: nnx.State, cache: Cache, *, length
     """A copy of a cache, with room for more entries."""
     del graphdef, state
 
-    def copy(old: Float[Array, "*rows K S H"], length: int) -> Float[Array, "*rows K L H"]:
+    def copy(old: Shaped[Array, "*rows K S H"], length: int) -> Shaped[Array, "*rows K L H"]:
         longer = jnp.zeros((*old.shape[:-2], length, old.shape[-1]), old.dtype)
         return jax.lax.dynamic_update_slice(longer, old, (0,) * old.ndim)
 
-    return tuple((copy(keys, own), copy(values, own)) for (keys, values), own in zip(cache, lengths, strict=True))
+    return tuple(
+        jax.tree.map(functools.partial(copy, length=own), layer) for layer, own in zip(cache, lengths, strict=True)
+    )
 
 
 def rotary_positions(

@@ -14,8 +14,10 @@ with `dynamic` rope the angles depend on the length of the row.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Hashable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,8 +25,9 @@ from vila_jax.budgets import Budget
 from vila_jax.errors import ConfigError
 from vila_jax.infer.lru import BoundedCache
 from vila_jax.infer.prefill import Before
+from vila_jax.nn.cache import length as room_of
 from vila_jax.nn.config import DecoderConfig
-from vila_jax.nn.decoder import Cache
+from vila_jax.nn.decoder import Cache, empty_cache
 from vila_jax.vision.geometry import TileGeometry
 
 
@@ -88,7 +91,7 @@ class Found:
     @property
     def length(self) -> int:
         """Of the cache, used or not."""
-        return self.cache[0][0].shape[-2]
+        return room_of(self.cache[0][0])
 
     @property
     def before(self) -> Before:
@@ -160,7 +163,8 @@ class PrefixCache:
 
 def row_bytes(config: DecoderConfig, length: int, dtype: str) -> int:
     """Device memory that the keys and values of one row take."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * length * jnp.dtype(dtype).itemsize
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: empty_cache(config, 1, length, jnp.dtype(dtype))))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _outside_media(passage: Passage, at: int) -> int:

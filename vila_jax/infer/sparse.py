@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vila_jax.budgets.select import keep_top
 from vila_jax.infer.decoder_plan import Kept, SparseSchedule
 from vila_jax.infer.shorten import Tokens
+from vila_jax.nn.cache import length
 from vila_jax.nn.decoder import Cache, Decoder
 from vila_jax.nn.focus import Focus
 
@@ -52,6 +53,6 @@ def run_sparse(
     tokens = tokens._replace(x=x)
     if before is None or behind is None:
         return tokens, None, watched
-    entries = behind[0][0].shape[-2]
-    visual = jnp.pad(tokens.visual, ((0, 0), (0, entries - tokens.visual.shape[1])))
+    room = length(behind[0][0]) - tokens.visual.shape[1]
+    visual = jnp.pad(tokens.visual, ((0, 0), (0, room)))
     return tokens, (*before, *behind), watched._replace(visual=visual)

@@ -3,7 +3,8 @@
 Layers are unrolled with one weight array each: at batch 1 a scan over stacked weights copies every slice at every step.
 Training stacks them, see `vila_jax.nn.stacked`.
 
-The cache is one key and one value array per layer, `[B, K, S, H]`, of static length. Row `b` uses the first `length[b]`
+The cache is one key and one value array per layer, `[B, K, S, H]`, of static length (or such arrays in eight bits with
+their scales, see `vila_jax.nn.cache`). Row `b` uses the first `length[b]`
 entries; prompts are padded on the right, so that entry `s` of the cache is always token `s` of its row:
 
     prefill   |p p p p p . . . . .|   writes entries 0..T-1, `.` is garbage that no query can see
@@ -25,29 +26,39 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vila_jax.nn.attention import attention
+from vila_jax.nn.cache import Entries, empty_entries, read, write
 from vila_jax.nn.config import DecoderConfig
 from vila_jax.nn.focus import Focus, focused_attention, mean_weights
-from vila_jax.nn.layers import ACTIVATIONS, Linear, RMSNorm
+from vila_jax.nn.layers import ACTIVATIONS, Joined, Linear, RMSNorm
 from vila_jax.nn.once import traced_once
 from vila_jax.nn.params import normal, weight
+from vila_jax.nn.quantized import dequantize, product
 from vila_jax.nn.rope import apply_rope, rotary_angles
 from vila_jax.nn.stacked import Execution, run_blocks
 
-LayerCache = tuple[Float[Array, "*rows K _S H"], Float[Array, "*rows K _S H"]]  # S differs from layer to layer
+LayerCache = tuple[Entries, Entries]
 Cache = tuple[LayerCache, ...]
 Rotation = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 
 
 def empty_cache(config: DecoderConfig, batch: int, length: int | Sequence[int], dtype: DTypeLike) -> Cache:
-    """A cache for `batch` rows, of one static `length` or of one for each layer."""
+    """A cache for `batch` rows, of one static `length` or of one for each layer.
+
+    Args:
+      dtype: of its entries; `int8` for eight bits with scales.
+    """
     lengths = [length] * config.num_layers if isinstance(length, int) else length
     rows = () if batch == 1 else (batch,)
     shapes = [(*rows, config.num_kv_heads, own, config.head_dim) for own in lengths]
-    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes)
+    return tuple((empty_entries(shape, dtype), empty_entries(shape, dtype)) for shape in shapes)
 
 
 class CausalAttention(nnx.Module):
-    """Grouped-query attention with rotary positions, with or without a cache."""
+    """Grouped-query attention with rotary positions, with or without a cache.
+
+    Attributes:
+      qkv: in the place of `q`, `k` and `v` where they are joined, see `vila_jax.infer.fuse`.
+    """
 
     def __init__(self, config: DecoderConfig, window: int | None, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.head_dim, self.window = config.head_dim, window
@@ -58,6 +69,7 @@ class CausalAttention(nnx.Module):
         self.k = Linear(width, kv, ("kv_heads", "embed"), bias=bias, rngs=rngs, dtype=dtype)
         self.v = Linear(width, kv, ("kv_heads", "embed"), bias=bias, rngs=rngs, dtype=dtype)
         self.out = Linear(q, width, ("embed", "heads"), bias=config.out_bias, rngs=rngs, dtype=dtype)
+        self.qkv: Joined | None = nnx.data(None)
 
     def __call__(
         self,
@@ -69,13 +81,14 @@ class CausalAttention(nnx.Module):
         focus: Focus | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         batch, queries = x.shape[:2]
-        q, k, v = (project(x).reshape(batch, queries, -1, self.head_dim) for project in (self.q, self.k, self.v))
+        projected = (self.q(x), self.k(x), self.v(x)) if self.qkv is None else self.qkv(x)
+        q, k, v = (part.reshape(batch, queries, -1, self.head_dim) for part in projected)
         q, k = apply_rope(q, *rotation), apply_rope(k, *rotation)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
-            cache = (_write(cache[0], k, offset), _write(cache[1], v, offset))
+            cache = (write(cache[0], k, offset), write(cache[1], v, offset))
         if cache is not None and offset is not None:
-            k, v = cache
+            k, v = read(cache[0], q.dtype), read(cache[1], q.dtype)
         if focus is None:
             out = attention(q, k, v, causal=True, offset=offset, window=self.window, segments=segments)
         else:
@@ -86,26 +99,19 @@ class CausalAttention(nnx.Module):
         self, x: Float[Array, "B T D"], rotation: Rotation, queries: Int[Array, "B R"]
     ) -> Float[Array, "B R T"]:
         """Attention that the tokens at `queries` pay to all of them, averaged over heads; see `mean_weights`."""
-        k = self.k(x).reshape(*x.shape[:2], -1, self.head_dim)
+        project_q, project_k = (self.q, self.k) if self.qkv is None else map(self.qkv.part, (0, 1))
+        k = project_k(x).reshape(*x.shape[:2], -1, self.head_dim)
         rows, *angles = (jnp.take_along_axis(part, queries[:, :, None], axis=1) for part in (x, *rotation))
-        q = apply_rope(self.q(rows).reshape(*queries.shape, -1, self.head_dim), *angles)
+        q = apply_rope(project_q(rows).reshape(*queries.shape, -1, self.head_dim), *angles)
         return mean_weights(q, apply_rope(k, *rotation).swapaxes(1, 2), queries, self.window)
 
 
-def _write(
-    cache: Float[Array, "*rows K S H"], new: Float[Array, "B K T H"], offset: Int[Array, " B"] | None
-) -> Float[Array, "*rows K S H"]:
-    """Writes `new` at `offset` of each row (at the start when there is none); what does not fit is dropped."""
-    rows, new = cache.reshape(new.shape[0], *cache.shape[-3:]), new.astype(cache.dtype)
-    if offset is None:
-        return jax.lax.dynamic_update_slice(rows, new, (0, 0, 0, 0)).reshape(cache.shape)
-    entries = offset[:, None] + jnp.arange(new.shape[2])[None, :]
-    write_row = jax.vmap(lambda row, entry, value: row.at[:, entry].set(value, mode="drop"))
-    return write_row(rows, entries, new).reshape(cache.shape)
-
-
 class GatedMLP(nnx.Module):
-    """`down(act(gate(x)) * up(x))`."""
+    """`down(act(gate(x)) * up(x))`.
+
+    Attributes:
+      gate_up: in the place of `gate` and `up` where they are joined, see `vila_jax.infer.fuse`.
+    """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         width, hidden, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
@@ -113,9 +119,11 @@ class GatedMLP(nnx.Module):
         self.gate = Linear(width, hidden, ("mlp", "embed"), bias=bias, rngs=rngs, dtype=dtype)
         self.up = Linear(width, hidden, ("mlp", "embed"), bias=bias, rngs=rngs, dtype=dtype)
         self.down = Linear(hidden, width, ("embed", "mlp"), bias=bias, rngs=rngs, dtype=dtype)
+        self.gate_up: Joined | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(self.act(self.gate(x)) * self.up(x))
+        gate, up = (self.gate(x), self.up(x)) if self.gate_up is None else self.gate_up(x)
+        return self.down(self.act(gate) * up)
 
 
 class DecoderBlock(nnx.Module):
@@ -159,6 +167,7 @@ class Decoder(nnx.Module):
     Attributes:
       layers: the blocks, in training perhaps as one; see `vila_jax.nn.stacked`.
       execution: how they are run where there is no cache.
+      embedding_scale, head_scale: of tables in fewer bits, `[C, g]`, see `vila_jax.nn.quantized`; else None.
     """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
@@ -171,9 +180,14 @@ class Decoder(nnx.Module):
         self.head = (
             None if config.tie_embeddings else weight(table, ("vocab", "embed"), normal(0.02), rngs=rngs, dtype=dtype)
         )
+        self.embedding_scale: nnx.Param | None = nnx.data(None)
+        self.head_scale: nnx.Param | None = nnx.data(None)
 
     def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.execution.place_table(self.embedding[...])[token_ids]
+        rows = self.execution.place_table(self.embedding[...])[token_ids]
+        if self.embedding_scale is None:
+            return rows
+        return dequantize(rows, self.embedding_scale[...][token_ids]).astype(self.norm.weight[...].dtype)
 
     def __call__(
         self,
@@ -255,5 +269,9 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
         """Scores of every vocabulary entry, float32."""
-        table = self.embedding if self.head is None else self.head
+        table, scale = self.embedding, self.embedding_scale
+        if self.head is not None:
+            table, scale = self.head, self.head_scale
+        if scale is not None:
+            return product(hidden, table[...], scale[...], jnp.float32)
         return jnp.einsum("...D,CD->...C", hidden, table[...], preferred_element_type=jnp.float32)
