@@ -16,7 +16,7 @@ from vila_jax.infer.shorten import Tokens, run_shortened
 from vila_jax.infer.sparse import Watched, run_sparse
 from vila_jax.infer.vision import VisualTokens
 from vila_jax.nn.config import DecoderConfig
-from vila_jax.nn.decoder import Cache, Decoder, empty_cache
+from vila_jax.nn.decoder import Cache, Decoder, empty_cache, token_at
 from vila_jax.nn.vlm import VLM
 
 
@@ -122,7 +122,7 @@ class Reading(NamedTuple):
     """Prompts, read.
 
     Attributes:
-      tokens: those that are left, ready for `logits`.
+      tokens: those that are left; their `x`, or that of the last of each row alone, `[B, 1, D]`, is ready for `logits`.
       cache: filled.
       lost, watched: with a budget inside the decoder; see `Progress`.
     """
@@ -140,17 +140,26 @@ def read(
     kept: Kept | None,
     cache: Cache | None = None,
     offset: Int[Array, " B"] | None = None,
+    *,
+    last_only: bool = False,
 ) -> Reading:
-    """Runs the decoder, by a schedule if there is one; else perhaps behind `offset` entries of the cache."""
+    """Runs the decoder, by a schedule if there is one; else perhaps behind `offset` entries of the cache.
+
+    Args:
+      last_only: with a cache; the hidden state of each row's last token is all that is wanted, and without a schedule
+        the last block computes no other.
+    """
     if schedule is None or kept is None:
-        hidden, cache = decoder(tokens.x, tokens.positions, cache, offset)
+        only = tokens.lengths - 1 if last_only else None
+        hidden, cache = decoder(tokens.x, tokens.positions, cache, offset, only=only)
         return Reading(tokens._replace(x=hidden), cache)
     lost, watched = None, None
     if isinstance(schedule, Schedule):
         tokens, cache, lost = run_shortened(decoder, tokens, schedule, kept, cache)
     else:
         tokens, cache, watched = run_sparse(decoder, tokens, schedule, kept, cache)
-    return Reading(tokens._replace(x=decoder.norm(tokens.x)), cache, lost, watched)
+    left = token_at(tokens.x, tokens.lengths - 1) if last_only else tokens.x
+    return Reading(tokens._replace(x=decoder.norm(left)), cache, lost, watched)
 
 
 def prefill(
@@ -187,9 +196,8 @@ def prefill(
         cache, entries, position = before
     tokens = embed(model, prompts, visual, position)
     with jax.named_scope("decoder_prefill"):
-        reading = read(model.decoder, tokens, schedule, kept, cache, entries)
-    left, none = reading.tokens, jnp.zeros(batch, jnp.int32)
-    last = jnp.take_along_axis(left.x, left.lengths[:, None, None] - 1, axis=1)[:, 0]
+        reading = read(model.decoder, tokens, schedule, kept, cache, entries, last_only=True)
+    last, none = reading.tokens.x[:, 0], jnp.zeros(batch, jnp.int32)
     assert reading.cache is not None
     lengths = tokens.lengths if entries is None else tokens.lengths + entries
     progress = Progress(

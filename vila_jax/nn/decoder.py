@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from vila_jax.nn.attention import attention
 from vila_jax.nn.cache import Entries, empty_entries, read, write
@@ -79,21 +79,34 @@ class CausalAttention(nnx.Module):
         offset: Int[Array, " B"] | None,
         segments: Int[Array, "B T"] | None,
         focus: Focus | None = None,
-    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        batch, queries = x.shape[:2]
-        projected = (self.q(x), self.k(x), self.v(x)) if self.qkv is None else self.qkv(x)
-        q, k, v = (part.reshape(batch, queries, -1, self.head_dim) for part in projected)
-        q, k = apply_rope(q, *rotation), apply_rope(k, *rotation)
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        only: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B #T D"], LayerCache | None]:
+        q, k, v = self._projected(x, rotation, only)
         if cache is not None:
             cache = (write(cache[0], k, offset), write(cache[1], v, offset))
         if cache is not None and offset is not None:
             k, v = read(cache[0], q.dtype), read(cache[1], q.dtype)
+        if only is not None:
+            offset = only if offset is None else only + offset
         if focus is None:
             out = attention(q, k, v, causal=True, offset=offset, window=self.window, segments=segments)
         else:
             out = focused_attention(q, k, v, focus, offset, self.window)
-        return self.out(out.reshape(batch, queries, -1)), cache
+        return self.out(out.reshape(*out.shape[:2], -1)), cache
+
+    def _projected(
+        self, x: Float[Array, "B T D"], rotation: Rotation, only: Int[Array, " B"] | None
+    ) -> tuple[Float[Array, "B #T N H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
+        """Queries, of `only` one token of each row perhaps, and keys and values of all."""
+        if only is None:
+            projected = (self.q(x), self.k(x), self.v(x)) if self.qkv is None else self.qkv(x)
+            asking = rotation
+        else:
+            q, k, v = (self.q, self.k, self.v) if self.qkv is None else map(self.qkv.part, range(3))
+            row, *asking = (token_at(part, only) for part in (x, *rotation))
+            projected = q(row), k(x), v(x)
+        q, k, v = (part.reshape(*part.shape[:2], -1, self.head_dim) for part in projected)
+        return apply_rope(q, *asking), apply_rope(k, *rotation).swapaxes(1, 2), v.swapaxes(1, 2)
 
     def weights(
         self, x: Float[Array, "B T D"], rotation: Rotation, queries: Int[Array, "B R"]
@@ -143,10 +156,16 @@ class DecoderBlock(nnx.Module):
         offset: Int[Array, " B"] | None,
         segments: Int[Array, "B T"] | None,
         focus: Focus | None = None,
-    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        attended, cache = self.attn(self.norm1(x), rotation, cache, offset, segments, focus)
-        x = x + attended
+        only: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B #T D"], LayerCache | None]:
+        attended, cache = self.attn(self.norm1(x), rotation, cache, offset, segments, focus, only)
+        x = attended + (x if only is None else token_at(x, only))
         return x + self.mlp(self.norm2(x)), cache
+
+
+def token_at(x: Shaped[Array, "B T *width"], index: Int[Array, " B"]) -> Shaped[Array, "B 1 *width"]:
+    """One token of each row."""
+    return jnp.take_along_axis(x, index.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
 
 
 @traced_once
@@ -157,8 +176,9 @@ def _run(
     cache: LayerCache,
     offset: Int[Array, " B"] | None,
     segments: Int[Array, "B T"] | None,
-) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-    return block(x, rotation, cache, offset, segments)
+    only: Int[Array, " B"] | None,
+) -> tuple[Float[Array, "B #T D"], LayerCache | None]:
+    return block(x, rotation, cache, offset, segments, only=only)
 
 
 class Decoder(nnx.Module):
@@ -196,7 +216,8 @@ class Decoder(nnx.Module):
         cache: Cache | None = None,
         offset: Int[Array, " B"] | None = None,
         segments: Int[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        only: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B #T D"], Cache | None]:
         """Runs the blocks and the final norm.
 
         Args:
@@ -205,11 +226,13 @@ class Decoder(nnx.Module):
           cache: filled and returned when given.
           offset: with a cache, index of the first token of each row in it; absent at prefill, which starts at 0.
           segments: without a cache, samples packed into one row; see `vila_jax.nn.attention`.
+          only: with a cache, the one token of each row whose hidden state is wanted. The last block makes keys and
+            values of all tokens, and the rest of its work is done for this one.
 
         Returns:
           Hidden states ready for `logits`, and the cache.
         """
-        x, cache = self.run(x, positions, range(len(self.layers)), cache, offset, segments)
+        x, cache = self.run(x, positions, range(len(self.layers)), cache, offset, segments, only=only)
         return self.norm(x), cache
 
     def run(
@@ -221,12 +244,13 @@ class Decoder(nnx.Module):
         offset: Int[Array, " B"] | None = None,
         segments: Int[Array, "B T"] | None = None,
         focus: Focus | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        only: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B #T D"], Cache | None]:
         """Runs some of the blocks.
 
         Args:
           cache: of these blocks alone.
-          focus: which keys are seen, if not all; not with `segments`.
+          focus: which keys are seen, if not all; not with `segments` nor `only`.
 
         For the other arguments see `__call__`.
         """
@@ -242,7 +266,7 @@ class Decoder(nnx.Module):
             with jax.named_scope(f"decoder_layer_{i}"):
                 arrays = x, rotation, cache[i - layers.start], offset, segments
                 if focus is None:
-                    x, own = _run(self.layers[i], *arrays)
+                    x, own = _run(self.layers[i], *arrays, only if i == layers.stop - 1 else None)
                 else:
                     x, own = self.layers[i](*arrays, focus)  # holds a function, which is no array
             assert own is not None  # a block with a cache gives it back
