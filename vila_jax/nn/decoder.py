@@ -99,14 +99,14 @@ class CausalAttention(nnx.Module):
     ) -> tuple[Float[Array, "B #T N H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
         """Queries, of `only` one token of each row perhaps, and keys and values of all."""
         if only is None:
+            turns = rotation
             projected = (self.q(x), self.k(x), self.v(x)) if self.qkv is None else self.qkv(x)
-            asking = rotation
         else:
-            q, k, v = (self.q, self.k, self.v) if self.qkv is None else map(self.qkv.part, range(3))
-            row, *asking = (token_at(part, only) for part in (x, *rotation))
-            projected = q(row), k(x), v(x)
+            asked, turns = token_at(x, only), (token_at(rotation[0], only), token_at(rotation[1], only))
+            parts = (self.q, self.k, self.v) if self.qkv is None else map(self.qkv.part, range(3))
+            projected = [part(own) for part, own in zip(parts, (asked, x, x), strict=True)]
         q, k, v = (part.reshape(*part.shape[:2], -1, self.head_dim) for part in projected)
-        return apply_rope(q, *asking), apply_rope(k, *rotation).swapaxes(1, 2), v.swapaxes(1, 2)
+        return apply_rope(q, *turns), apply_rope(k, *rotation).swapaxes(1, 2), v.swapaxes(1, 2)
 
     def weights(
         self, x: Float[Array, "B T D"], rotation: Rotation, queries: Int[Array, "B R"]
