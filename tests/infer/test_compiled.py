@@ -70,11 +70,11 @@ def test_a_weight_written_inside_a_loop_is_seen():
 def test_products_are_those_of_the_tokens_that_are_left(budget, lengths):
     """The MLP of every layer, whose width nothing else has, multiplies as many rows as there are tokens.
 
-    The last layer does so for the last token of each row alone; a budget inside the decoder leaves it that of the rest.
+    The last layer does so for the last token of each row alone.
     """
     module = compiled("prefill", budget)
     sizes = {one.size // FFN for one in module.everything() if one.name == "dot" and FFN in one.shapes[0]}
-    assert sizes == {2 * length for length in lengths} | (set() if budget == INSIDE else {2})
+    assert sizes == {2 * length for length in lengths} | {2}
 
 
 def test_only_last_positions_get_logits():

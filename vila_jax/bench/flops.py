@@ -2,7 +2,7 @@
 
 One multiply-add counts as two; only matrix products count (no norms, softmax, activations or rotary embedding). Causal
 attention counts the visible half only, the tower's attention the full square. The head is applied to the last position
-of a prompt alone.
+of a prompt alone; that the last block's queries, attention and MLP are, too, is not counted, as nobody counts it.
 """
 
 import itertools
@@ -89,15 +89,6 @@ def decoder_flops(config: DecoderConfig, text: int, visual: int = 0, step: Step 
     linear = 2 * sum(each) * (layer_weights(config) // config.num_layers)
     attention = 4 * config.num_heads * config.head_dim * sum(pairs)
     return linear + attention + scores + 2 * config.hidden_size * config.vocab_size
-
-
-def unread_flops(config: DecoderConfig, tokens: int) -> int:
-    """A part of `decoder_flops` that a prefill without a budget inside the decoder leaves out: queries, attention and
-    MLP of the last block for all tokens but the last one."""
-    weights = 2 * config.hidden_size * config.num_heads * config.head_dim
-    weights += 3 * config.hidden_size * config.intermediate_size
-    seen = visible_pairs(tokens - 1, config.sliding_window(config.num_layers - 1))
-    return 2 * (tokens - 1) * weights + 4 * config.num_heads * config.head_dim * seen
 
 
 def scoring_flops(config: DecoderConfig, tokens: int, raters: int, *, keys: bool) -> int:

@@ -16,7 +16,7 @@ from vila_jax.infer.shorten import Tokens, run_shortened
 from vila_jax.infer.sparse import Watched, run_sparse
 from vila_jax.infer.vision import VisualTokens
 from vila_jax.nn.config import DecoderConfig
-from vila_jax.nn.decoder import Cache, Decoder, empty_cache, token_at
+from vila_jax.nn.decoder import Cache, Decoder, empty_cache
 from vila_jax.nn.vlm import VLM
 
 
@@ -146,8 +146,7 @@ def read(
     """Runs the decoder, by a schedule if there is one; else perhaps behind `offset` entries of the cache.
 
     Args:
-      last_only: with a cache; the hidden state of each row's last token is all that is wanted, and without a schedule
-        the last block computes no other.
+      last_only: with a cache; the hidden state of each row's last token is all that is wanted.
     """
     if schedule is None or kept is None:
         only = tokens.lengths - 1 if last_only else None
@@ -155,11 +154,10 @@ def read(
         return Reading(tokens._replace(x=hidden), cache)
     lost, watched = None, None
     if isinstance(schedule, Schedule):
-        tokens, cache, lost = run_shortened(decoder, tokens, schedule, kept, cache)
+        tokens, cache, lost = run_shortened(decoder, tokens, schedule, kept, cache, last_only=last_only)
     else:
-        tokens, cache, watched = run_sparse(decoder, tokens, schedule, kept, cache)
-    left = token_at(tokens.x, tokens.lengths - 1) if last_only else tokens.x
-    return Reading(tokens._replace(x=decoder.norm(left)), cache, lost, watched)
+        tokens, cache, watched = run_sparse(decoder, tokens, schedule, kept, cache, last_only=last_only)
+    return Reading(tokens._replace(x=decoder.norm(tokens.x)), cache, lost, watched)
 
 
 def prefill(

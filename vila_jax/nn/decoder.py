@@ -250,7 +250,7 @@ class Decoder(nnx.Module):
 
         Args:
           cache: of these blocks alone.
-          focus: which keys are seen, if not all; not with `segments` nor `only`.
+          focus: which keys are seen, if not all; not with `segments`.
 
         For the other arguments see `__call__`.
         """
@@ -265,10 +265,11 @@ class Decoder(nnx.Module):
         for i in layers:
             with jax.named_scope(f"decoder_layer_{i}"):
                 arrays = x, rotation, cache[i - layers.start], offset, segments
+                alone = only if i == layers.stop - 1 else None
                 if focus is None:
-                    x, own = _run(self.layers[i], *arrays, only if i == layers.stop - 1 else None)
+                    x, own = _run(self.layers[i], *arrays, alone)
                 else:
-                    x, own = self.layers[i](*arrays, focus)  # holds a function, which is no array
+                    x, own = self.layers[i](*arrays, focus, alone)  # holds a function, which is no array
             assert own is not None  # a block with a cache gives it back
             written.append(own)
         return x, tuple(written)
