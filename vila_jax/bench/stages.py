@@ -83,11 +83,12 @@ class Bench:
 
     def row(self, name: str, times: dict[str, Any], facts: dict[str, Any]) -> Row:
         """A row of this case, with what all benches tell."""
-        count = self.layout.counts[0]
+        count, padded = self.layout.counts[0], self.layout.prompts.token_ids
         common = {
             "visual_tokens": count.visual_kept,
             "sequence": count.prompt,
-            "padded_sequence": self.layout.prompts.token_ids.shape[1],
+            "padded_sequence": padded.shape[1],
+            "padding": 1 - self.case.batch * count.prompt / padded.size,
             "compile_seconds": self.meter.compile_time,
             "peak_bytes": peak_bytes(),
         }

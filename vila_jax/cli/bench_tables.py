@@ -29,6 +29,7 @@ def _percent(value: float) -> str:
 FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "visual_tokens": ("visual", str),
     "sequence": ("tokens", str),
+    "padding": ("padding", _percent),
     "tiles": ("tiles", str),
     "flops": ("work", lambda value: units.rate(value, "FLOP")),
     "file_bytes": ("files", lambda value: units.size(int(value))),
