@@ -28,6 +28,13 @@ parts() { # a line each: NAME BENCH MODEL OPTIONS
     echo "peer-b1-compile peer llava-1.5-7b --dtype bfloat16"
     echo "peer-b8 peer llava-1.5-7b --dtype bfloat16 --batch 8 --no-compile"
     echo "peer-b1-float32 peer llava-1.5-7b --dtype float32 --no-compile"
+    for bits in int8 int4 fp8 int8,kv=int8; do
+        echo "decode-${bits/,kv=/-kv-} decode llava-1.5-7b --batch 1,8,32 --quantize $bits"
+    done
+    for fused in "" --fuse; do
+        echo "prefill${fused#-} prefill llava-1.5-7b --batch 1,8 --dtype bfloat16 $fused"
+        echo "decode${fused#-} decode llava-1.5-7b --batch 1,8,32 --dtype bfloat16 $fused"
+    done
     for model in llava-next-7b vila1.5-3b nvila-8b; do echo "vision-$model vision $model --batch 1,8"; done
     echo "compile compile llava-1.5-7b --repeats 3"
     echo "load load vila1.5-3b"
@@ -37,7 +44,8 @@ parts() { # a line each: NAME BENCH MODEL OPTIONS
 chosen() { # the parts whose names begin as asked for
     local name bench model options
     while read -r name bench model options; do
-        [[ -n ${DRY_RUN:-} ]] && model=tiny options+=" --repeats 1"
+        # without a GPU fewer bits do not pay, and are refused unless they are forced
+        [[ -n ${DRY_RUN:-} ]] && model=tiny options="$(sed -E 's/(--quantize [^ ]+)/\1,force/' <<<"$options") --repeats 1"
         wanted "$name" "$@" && echo "$name $bench $model $options"
     done < <(parts)
 }

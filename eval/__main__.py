@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "submit": ("eval.commands.submit", "writes answers in the form that the server of a benchmark takes"),
     "nano": ("eval.nano", "examines the embedded model"),
     "fewshot": ("eval.nano_fewshot", "shows the embedded model tasks by examples alone"),
+    "quantization": ("eval.quantization", "measures what weights and caches in fewer bits cost"),
     "study": ("eval.studies", "small experiments, each against a baseline"),
 }
 """Module and summary. Only the module of the command that is asked for is imported: some need more packages."""

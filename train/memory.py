@@ -16,6 +16,7 @@ from train.sharding import Placement
 from train.update import TrainState
 from train.weights import Flat, group_of
 from vila_jax.errors import ConfigError
+from vila_jax.nn.attention import choose_implementation
 from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.stacked import Remat
 
@@ -108,7 +109,7 @@ def plan_memory(
     }
     itemsize = jnp.dtype(compute.dtype).itemsize
     parts = next(iter(batch.values())).shape[0]
-    tower, decoder = _tower(config, batch, placement), _decoder(config, batch, placement)
+    tower, decoder = _tower(config, compute, batch, placement), _decoder(config, compute, batch, placement)
     learns = {group_of(name) for name in state.trained}
     kept = decoder.layers * decoder.kept(compute.remat, itemsize)
     busy = [decoder.working(itemsize), _logits(config, compute, batch, placement)]
@@ -178,23 +179,31 @@ def _axis(placement: Placement | None, name: str) -> int:
     return 1 if placement is None else placement.mesh.shape[name]
 
 
-def _decoder(config: VLMConfig, batch: Mapping[str, Any], placement: Placement | None) -> _Block:
+def _decoder(config: VLMConfig, compute: Compute, batch: Mapping[str, Any], placement: Placement | None) -> _Block:
     decoder, tensor = config.decoder, _axis(placement, "tensor")
     _, rows, tokens = batch["token_ids"].shape
     own = -(-rows * tokens // (1 if placement is None else placement.token_shares))
     inner, heads = -(-decoder.intermediate_size // tensor), -(-decoder.num_heads // tensor)
     kv = -(-decoder.num_kv_heads // tensor)
     products = 2 * decoder.hidden_size + (heads + 2 * kv) * decoder.head_dim + 2 * inner
-    return _Block(decoder.num_layers, own, tokens, decoder.hidden_size, heads, products, inner, 1)
+    scores = _holds_scores(compute, decoder.head_dim, packed=True)
+    return _Block(decoder.num_layers, own, tokens, decoder.hidden_size, heads, products, inner, scores)
 
 
-def _tower(config: VLMConfig, batch: Mapping[str, Any], placement: Placement | None) -> _Block:
+def _tower(config: VLMConfig, compute: Compute, batch: Mapping[str, Any], placement: Placement | None) -> _Block:
     vision, tensor = config.vision, _axis(placement, "tensor")
     _, rows, tiles = batch["pixels"].shape[:3]
     own = -(-rows * tiles // (1 if placement is None else placement.token_shares)) * vision.num_positions
     inner, heads = -(-vision.intermediate_size // tensor), -(-vision.num_heads // tensor)
     products = 2 * vision.hidden_size + 3 * heads * vision.head_dim + inner
-    return _Block(config.vision_depth, own, vision.num_positions, vision.hidden_size, heads, products, inner, 1)
+    scores, keys = _holds_scores(compute, vision.head_dim, packed=False), vision.num_positions
+    return _Block(config.vision_depth, own, keys, vision.hidden_size, heads, products, inner, scores)
+
+
+def _holds_scores(compute: Compute, head_dim: int, *, packed: bool) -> int:
+    """1 where attention writes its scores to memory, 0 where a fast kernel does not."""
+    backend, dtype = jax.default_backend(), jnp.dtype(compute.dtype)
+    return int(choose_implementation(dtype, head_dim, backend, packed=packed) == "xla")
 
 
 def _logits(config: VLMConfig, compute: Compute, batch: Mapping[str, Any], placement: Placement | None) -> int:

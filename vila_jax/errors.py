@@ -62,6 +62,12 @@ class BudgetError(VilaError):
     exit_code = 7
 
 
+class QuantizationError(VilaError):
+    """Quantisation that cannot be parsed, or that does not pay on this device."""
+
+    exit_code = 13
+
+
 class HubError(VilaError):
     """A model that cannot be found on, or fetched from, the Hugging Face Hub."""
 

@@ -4,16 +4,12 @@ XLA's CPU programs allocate their temporaries anew at every call. glibc hands la
 they are freed, so that every call faults all of its pages in again. In a virtual machine of 2 cores that took up to
 two thirds of the CPU time of training; the first steps with such settings (by environment variables of glibc) took
 0.6 s instead of 1.6 s, later ones more again. Inference on a CPU was not made faster.
-
-Programs allocate in threads of XLA's, and glibc gives threads arenas of their own, whose large blocks are handed back
-whatever the thresholds say: ten gradients of six layers over 3,000 rows faulted in 1.3 million pages (3.9 s of system
-time) with the thresholds alone, and one page (0.2 s) with a single arena.
 """
 
 import ctypes
 import sys
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8  # malloc.h
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h
 _MIB = 2**20
 
 
@@ -28,5 +24,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2047 * _MIB), (_TOP_PAD, 64 * _MIB))
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2047 * _MIB), (_TOP_PAD, 64 * _MIB))
     return all(mallopt(option, value) for option, value in settings)

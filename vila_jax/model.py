@@ -12,8 +12,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from vila_jax.assemble import make_form, make_preprocessor, make_style
-from vila_jax.budgets import Budget, required_intermediates, tokens_of_tile
-from vila_jax.budgets.tower import make_reduction
+from vila_jax.budgets import Budget
+from vila_jax.budgets.check import check_budget
+from vila_jax.chat import Chat
 from vila_jax.dist.rules import ShardingRules
 from vila_jax.encoder import Encoder, Messages, is_single
 from vila_jax.errors import PromptError
@@ -21,11 +22,14 @@ from vila_jax.hf.checkpoint import Checkpoint, open_checkpoint
 from vila_jax.hf.load import OnTensor, load_state
 from vila_jax.infer.answers import Answers, Generation, Row
 from vila_jax.infer.engine import Engine, OnCompile
+from vila_jax.infer.fuse import check_one_device, fuse_products
 from vila_jax.infer.layout import Request
 from vila_jax.infer.likelihood import Likelihood, in_order, make_probes
 from vila_jax.infer.pictures import limit_of
+from vila_jax.infer.prefixes import PrefixCache
 from vila_jax.infer.sampler import SamplingOptions
-from vila_jax.nn.config import VLMConfig
+from vila_jax.quantize import Quantization, check_pays
+from vila_jax.quantize.spec import parse
 from vila_jax.text.prompts import PromptForm
 from vila_jax.text.styles import Style
 from vila_jax.vision.preprocess import Preprocessor, ProcessedImage
@@ -46,6 +50,7 @@ class Model:
       style: how conversations are written; None where the checkpoint's own chat template says it.
       encoder: makes requests of prompts.
       end_tokens: ids that end an answer.
+      quantization: of its weights and cache.
     """
 
     def __init__(
@@ -56,7 +61,9 @@ class Model:
         preprocessor: Preprocessor | VilaPreprocessor,
         budget: Budget | None,
         style: Style | None,
+        quantization: Quantization | None = None,
     ):
+        self.quantization = quantization
         self.checkpoint, self.engine, self.form = checkpoint, engine, form
         self.preprocessor, self.budget, self.style = preprocessor, budget, style
         self.config, self.tokenizer = checkpoint.config, form.tokenizer
@@ -146,6 +153,7 @@ class Model:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         since: float | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> Answers:
         """As `answers`, of prompts that were prepared by `request`, perhaps in other threads.
 
@@ -158,6 +166,7 @@ class Model:
           stop: strings that end an answer.
           ignore_eos: go on after end tokens.
           since: when their preparation began, by `time.perf_counter`; by default now.
+          prefixes: for a single prompt, what earlier ones have left there is not read again; see `chat`.
 
         Raises:
           VilaError: whatever is wrong with the request, before the device is used.
@@ -174,8 +183,14 @@ class Model:
         sampling = [SamplingOptions(temperature, top_k, top_p, own) for own in seeds]
         ends = () if ignore_eos else self.end_tokens
         rows = [Row(self.tokenizer, stop, ends) for _ in requests]
-        run = self.engine.generate(requests, sampling, max_new_tokens, budget=chosen, end_tokens=ends)
+        run = self.engine.generate(
+            requests, sampling, max_new_tokens, budget=chosen, end_tokens=ends, prefixes=prefixes
+        )
         return Answers(run, rows, time.perf_counter() - start)
+
+    def chat(self, system: str | None = None, *, prefixes: PrefixCache | None = None, **options: Any) -> Chat:
+        """Begins a conversation of several turns, each of which reads only what is new; see `vila_jax.chat.Chat`."""
+        return Chat(self, system=system, prefixes=prefixes, **options)
 
     def log_likelihoods(
         self, messages: Messages, answers: Sequence[str], images: Sequence[Any] = (), *, budget: BudgetLike = OWN
@@ -291,27 +306,12 @@ def parse_budget(budget: BudgetLike, checkpoint: Checkpoint) -> Budget | None:
     return parsed
 
 
-def check_budget(budget: Budget, vlm: VLMConfig) -> None:
-    """Refuses a budget that a model cannot meet.
-
-    Raises:
-      BudgetError: the model lacks what a method needs.
-    """
-    if (step := budget.step("tower")) is not None:
-        make_reduction(step.tower_method, tokens_of_tile(step, vlm.vision.num_patches), vlm)
-    if (step := budget.step("tokens")) is not None:
-        step.token_method.check(vlm)
-        required_intermediates(step, vlm.vision, vlm.vision_depth)
-    if (step := budget.step("decoder")) is not None:
-        step.decoder_method.check(vlm.decoder.num_layers, step.keep)
-
-
 def default_dtype() -> DTypeLike:
     """bfloat16 on accelerators, float32 on CPUs, whose bfloat16 products are many times slower."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
-def from_pretrained(
+def from_pretrained(  # noqa: PLR0913 - the front door: all but the first are by name
     path_or_hub_id: str | os.PathLike[str],
     *,
     dtype: DTypeLike | None = None,
@@ -323,6 +323,9 @@ def from_pretrained(
     on_compile: OnCompile | None = None,
     era: str | None = None,
     style: str | None = None,
+    image_cache: int = 0,
+    quantize: Quantization | str | None = None,
+    fuse: bool = False,
 ) -> Model:
     """Loads a model from a folder or the Hugging Face Hub.
 
@@ -337,23 +340,38 @@ def from_pretrained(
       era: `v1`, `vila1.5` or `nvila`: the order of merged tokens and the form of prompts, for a VILA checkpoint that
         does not show its own (`vila-jax inspect` says what it shows).
       style: name of a conversation style (see `vila_jax.text`); by default the one that the checkpoint asks for.
+      image_cache: bytes of device memory for pictures that are not encoded again; 0 keeps none.
+      quantize: weights and cache in fewer bits, e.g. `int8` or `int4,kv=int8`; see `vila_jax.quantize.spec`.
+      fuse: whether products of one input become one, see `vila_jax.infer.fuse`; on one device alone.
 
     Raises:
+      QuantizationError: it cannot be parsed, or makes the model slower on this device.
+      ConfigError: products are to be fused over a mesh.
       VilaError: the checkpoint cannot be found, read or understood. Nothing is on a device by then.
     """
+    quantization = parse(quantize)
+    check_pays(quantization, None if mesh is None else mesh.devices.flat[0])
+    if fuse:
+        check_one_device(mesh)
     checkpoint = open_checkpoint(path_or_hub_id, revision=revision, era=era)
     chosen = parse_budget(budget, checkpoint)
     form = make_form(checkpoint)
     written = make_style(checkpoint, form.tokenizer, str(path_or_hub_id), style)
     preprocessor = make_preprocessor(checkpoint)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
-    graphdef, state = load_state(checkpoint, dtype=dtype, mesh=mesh, rules=rules, on_tensor=on_tensor)
+    graphdef, state = load_state(
+        checkpoint, dtype=dtype, mesh=mesh, rules=rules, quantization=quantization, on_tensor=on_tensor
+    )
+    if fuse:
+        graphdef, state = fuse_products(graphdef, state)
     engine = Engine(
         graphdef,
         state,
         checkpoint.config,
         dtype=dtype.name,
+        cache_dtype=None if quantization is None else quantization.kv,
         on_compile=on_compile,
         between_tiles=form.between_segments,
+        image_cache=image_cache,
     )
-    return Model(checkpoint, engine, form, preprocessor, chosen, written)
+    return Model(checkpoint, engine, form, preprocessor, chosen, written, quantization)

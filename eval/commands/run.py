@@ -31,6 +31,7 @@ from vila_jax.cli import arguments
 from vila_jax.cli.cache import enable_compile_cache
 from vila_jax.errors import ConfigError
 from vila_jax.hf.checkpoint import open_checkpoint
+from vila_jax.hf.hub import fetch_data
 from vila_jax.model import Model, from_pretrained, parse_budget
 
 console = Console(stderr=True, highlight=False)
@@ -48,10 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", required=True, metavar="A,B", help=f"of: {', '.join(TASKS)}")
     parser.add_argument(
         "--data",
-        type=Path,
-        default=Path(),
+        default=".",
         metavar="DIR",
-        help="the files of tasks, in folders of their names if several",
+        help="the files of tasks, in folders of their names if several; hub:OWNER/NAME downloads a data set",
+    )
+    parser.add_argument("--include", nargs="+", default=[], metavar="PATTERN", help="files to download (default: all)")
+    parser.add_argument(
+        "--most-gib", type=arguments.whole(1), default=20, metavar="N", help="to download at most (default: 20)"
     )
     parser.add_argument("--split", metavar="S", help="of all tasks (default: the first of each)")
     parser.add_argument("--prompts", choices=STYLES, default=STYLES[0], help=f"whose (default: {STYLES[0]})")
@@ -120,7 +124,8 @@ def run(args: argparse.Namespace) -> int:
     name = str(assets.nano()) if args.model == "nano" else args.model
     checkpoint = open_checkpoint(name, revision=args.revision, era=args.era)
     budgets = [parse_budget(None if spec == ALL_TOKENS else spec, checkpoint) for spec in args.budget]
-    wanted = [_questions(args, task_name) for task_name in args.tasks.split(",")]
+    data = _data(args)
+    wanted = [_questions(args, data, task_name) for task_name in args.tasks.split(",")]
     plan = [one for questions in wanted for one in _plan(questions, args.shots, budgets)]
     model = from_pretrained(name, dtype=args.dtype, revision=args.revision, era=args.era, style=args.style)
     of_model = identity.of_model(model)
@@ -145,12 +150,22 @@ def _place(questions: Questions) -> str:
     return own.name if questions.split == own.splits[0] else f"{own.name}-{questions.split}"
 
 
-def _questions(args: argparse.Namespace, name: str) -> Questions:
+def _data(args: argparse.Namespace) -> Path:
+    """The folder of the tasks' files."""
+    before, scheme, hub_id = args.data.partition("hub:")
+    if scheme and not before:
+        return Path(fetch_data(hub_id, include=args.include, most=args.most_gib * 2**30))
+    if args.include:
+        raise ConfigError("--include names files to download", where="--data", fix="Write --data hub:OWNER/NAME.")
+    return Path(args.data)
+
+
+def _questions(args: argparse.Namespace, data: Path, name: str) -> Questions:
     own = task(name)
     if own.metric == "retrieval_recall":
         fix = "Retrieval is measured by `python -m eval study caption_alignment`."
         raise ConfigError(f"{name} asks for scores of pairs, not for answers", where="--tasks", fix=fix)
-    folder = args.data / name if (args.data / name).is_dir() else args.data
+    folder = data / name if (data / name).is_dir() else data
     return Questions(own, folder, args.split or own.splits[0], args.prompts, args.limit, seed=args.seed)
 
 

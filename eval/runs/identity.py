@@ -49,7 +49,8 @@ def of_model(model: Model) -> dict[str, Any]:
 
     question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "QUESTION"}]}]
     config = model.preprocessor.config
-    return {
+    quantized = {} if model.quantization is None else {"quantize": str(model.quantization)}
+    return quantized | {
         "model": Path(model.checkpoint.name).name if os.path.isdir(model.checkpoint.name) else model.checkpoint.name,
         "checkpoint_sha256": checkpoint_hash(model.checkpoint),
         "dtype": model.engine.planner.dtype,

@@ -28,7 +28,7 @@ def test_every_part_is_a_command_and_has_a_name_of_its_own():
     for words in parts().values():
         parser.parse_args([*words.split(), "--json", "a.json", "--markdown", "a.md"])  # exits where it is none
     benches = {words.split()[1] for words in parts().values()}
-    assert benches == {"sweep", "hired", "peer", "vision", "compile", "load", "train"}
+    assert benches == {"sweep", "hired", "peer", "vision", "prefill", "decode", "compile", "load", "train"}
 
 
 def test_a_dry_run_is_the_same_of_the_smallest_model():

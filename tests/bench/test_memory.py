@@ -12,6 +12,7 @@ from vila_jax.bench import memory
 from vila_jax.hf.config import parse_config
 from vila_jax.hf.load import abstract_model
 from vila_jax.nn.decoder import empty_cache
+from vila_jax.quantize import Quantization
 
 CLIP = 303_507_456  # CLIP ViT-L/14 at 336 px, all of it
 BLOCK = 4 * (1024**2 + 1024) + 2 * 1024 * 4096 + 4096 + 1024 + 4 * 1024
@@ -81,6 +82,24 @@ def test_cache_bytes_of_a_budget_inside_the_decoder_are_those_of_the_real_cache(
     config = dataclasses.replace(SMALL, decoder=decoder)
     plan = memory.memory_plan(config, itemsize=2, batch=2, tiles=2, prompt=512, cache_length=lengths, flash=True)
     assert plan.cache == real
+
+
+@pytest.mark.parametrize("spec", ["int8", "int8,parts=decoder+head+embedding+tower,kv=int8", "int4,kv=int8"])
+def test_bytes_of_a_quantised_model_are_those_of_the_real_arrays(spec):
+    quantization = Quantization.parse(spec)
+    sizes = {"itemsize": 2, "batch": 3, "tiles": 3, "prompt": 128, "cache_length": 192, "flash": True}
+    plan = memory.memory_plan(SMALL, **sizes, quantization=quantization)
+    _, state = abstract_model(SMALL, "bfloat16", quantization)
+    assert plan.weights == sum(map(_bytes, jax.tree.leaves(state)))
+    cache = jax.eval_shape(lambda: empty_cache(SMALL.decoder, 3, 192, quantization.kv or "bfloat16"))
+    assert plan.cache == sum(map(_bytes, jax.tree.leaves(cache)))
+    plain = memory.memory_plan(SMALL, **sizes)
+    assert plan.weights < plain.weights and (plan.cache < plain.cache) == (quantization.kv is not None)
+
+
+def _bytes(array):
+    """XLA packs values of four bits, which NumPy does not."""
+    return array.size // 2 if array.dtype == jnp.int4 else array.size * array.dtype.itemsize
 
 
 def _temporary_bytes(function, *inputs):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from vila_jax.bench import machine, meter
+from vila_jax.bench.presets import preset
 from vila_jax.bench.results import read_results
 
 QUICK = ("--prompt-tokens", "5", "--new-tokens", "3", "--dtype", "float32")
@@ -67,6 +68,24 @@ def test_a_budget_shortens_what_is_counted(vila_jax_cli, tmp_path):
     assert "| hired:0.25,alpha=0.5 |" in page and "not edited by hand" in page
 
 
+def test_fewer_bits(vila_jax_cli, tmp_path):
+    file = tmp_path / "out.json"
+    arguments = ("--repeats", "1", "--quantize", "int8,kv=int8,force", "--json", file)
+    code, _, err = vila_jax_cli("bench", "decode", *TINY, *arguments)
+    assert (code, err) == (0, "")
+    [row] = read_results(file).rows
+    assert row.case["quantize"] == "int8,kv=int8,force" and "quantize int8,kv=int8,force" in row.title
+    decoder, layers = preset("tiny").vlm.decoder, 2 * (48 * 48 * 2 + 48 * 24 * 2 + 3 * 48 * 96)
+    outputs, norms = 2 * (48 * 2 + 24 * 2 + 96 * 2 + 48), 2 * 2 * 48
+    cache = 2 * 2 * decoder.num_kv_heads * (decoder.head_dim + 4) * (VISUAL + 5 + 1 + 1)
+    assert row.facts["bytes"] == layers + 4 * (outputs + norms + 48 * 128) + cache
+
+
+def test_fewer_bits_are_refused_where_they_are_slower(vila_jax_cli):
+    code, _, err = vila_jax_cli("bench", "decode", *TINY, "--quantize", "int8")
+    assert code == 13 and "smaller but slower here" in err and "int8,force" in err
+
+
 def test_sweep(vila_jax_cli, tmp_path):
     out = tmp_path / "new" / "sweep"
     cells = ("--batch", "1,2", "--budget", "full,hired:5000", "--benches", "prefill,decode", "--repeats", "1")
@@ -100,10 +119,10 @@ def test_load(vila_jax_cli):
     code, text, err = vila_jax_cli("bench", "load", "tiny", "--repeats", "1", "--json", "-")
     assert (code, err) == (0, "")
     [row] = json.loads(text)["rows"]
-    assert row["times"].keys() == {"load", "plain_read"} and row["facts"]["peak_bytes"] > 0
-    assert row["facts"]["of_plain_read"] == pytest.approx(
-        row["times"]["plain_read"]["median"] / row["times"]["load"]["median"]
-    )
+    assert row["times"].keys() == {"load", "plain_read", "kept_read"} and row["facts"]["peak_bytes"] > 0
+    for read in ("plain_read", "kept_read"):
+        fraction = row["times"][read]["median"] / row["times"]["load"]["median"]
+        assert row["facts"][f"of_{read}"] == pytest.approx(fraction)
 
 
 def test_train(vila_jax_cli):

@@ -1,12 +1,14 @@
 """The door to the Hub, with the network replaced: what is asked for, and what each failure reads like."""
 
+import types
+
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
 
 from vila_jax.errors import HubError
-from vila_jax.hf.hub import locate
+from vila_jax.hf.hub import fetch_data, locate
 
 
 def test_local_folder_needs_no_hub(tmp_path, monkeypatch):
@@ -72,3 +74,53 @@ def test_offline():
     """Not replaced: the tests run with the Hub switched off."""
     with pytest.raises(HubError, match="nobody/nothing: the Hub cannot be reached"):
         locate("nobody/nothing")
+
+
+OFFERED = {"README.md": 10, "code.py": 5, "dev/a-0.parquet": 600, "dev/b-0.parquet": 300, "test/a-0.parquet": 2000}
+
+
+@pytest.fixture
+def data_set(monkeypatch, tmp_path):
+    """A Hub with one data set; the files that were downloaded."""
+    taken = []
+
+    def download(hub_id, *, repo_type, allow_patterns):
+        assert (hub_id, repo_type) == ("a/b", "dataset")
+        taken.extend(allow_patterns)
+        return str(tmp_path)
+
+    files = [types.SimpleNamespace(rfilename=name, size=size) for name, size in OFFERED.items()]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "dataset_info", lambda *_, files_metadata: types.SimpleNamespace(siblings=files)
+    )
+    return taken
+
+
+def test_data_are_tables_and_pictures(data_set, tmp_path):
+    assert str(fetch_data("a/b", most=2900)) == str(tmp_path)
+    assert data_set == ["dev/a-0.parquet", "dev/b-0.parquet", "test/a-0.parquet"]
+
+
+def test_no_more_data_than_asked_for(data_set):
+    fetch_data("a/b", include=["dev/*"], most=900)
+    assert data_set == ["dev/a-0.parquet", "dev/b-0.parquet"]
+
+
+def test_no_more_data_than_allowed(data_set):
+    with pytest.raises(HubError, match=r"a/b: 3 files of 0.0 GiB are more than the 0.0 GiB that are allowed"):
+        fetch_data("a/b", most=2899)
+    with pytest.raises(HubError, match=r"a/b: val/\*: the data set has no such file. It offers README.md, code.py"):
+        fetch_data("a/b", include=["val/*"], most=10**9)
+    with pytest.raises(HubError, match="no id on the Hugging Face Hub"):
+        fetch_data("../b", most=10**9)
+    assert not data_set
+
+
+def test_a_data_set_that_is_not_there(monkeypatch):
+    def info(*_, **__):
+        raise _failure(errors.RepositoryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    with pytest.raises(HubError, match="a/b: the Hub has no such data set, or it is private"):
+        fetch_data("a/b", most=1)

@@ -37,9 +37,11 @@ SHARDS = 4
 
 # A process of its own: the peak of this one was reached long ago. Prints bytes: peak above the start, and parameters.
 PROGRAM = """
-import sys, jax, numpy as np
+import sys, jax, jax.numpy as jnp, numpy as np
 from vila_jax.hf.checkpoint import open_checkpoint
 from vila_jax.hf.load import abstract_model, load_state
+from vila_jax.quantize.spec import Quantization
+from vila_jax.quantize.structure import quantized
 
 def memory(key):
     with open("/proc/self/status") as status:
@@ -48,8 +50,12 @@ def memory(key):
 checkpoint = open_checkpoint(sys.argv[1])
 abstract_model(checkpoint.config.vlm, np.float32)
 jax.block_until_ready(jax.device_put(np.ones(1000, np.float32)))
+quantization = Quantization.parse(sys.argv[3]) if len(sys.argv) > 3 else None
+if quantization is not None:  # compiles
+    for shape in ((512, 512), (1376, 512), (512, 1376)):
+        jax.block_until_ready(quantized("weight", jnp.ones(shape), quantization))
 before = memory("VmRSS")
-_, state = load_state(checkpoint, dtype=np.dtype(sys.argv[2]))
+_, state = load_state(checkpoint, dtype=np.dtype(sys.argv[2]), quantization=quantization)
 print(memory("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
 """
 
@@ -81,3 +87,12 @@ def test_peak_beyond_the_parameters(folder, dtype):
     largest = max(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert parameters > 3 * largest * (0.5 if dtype == "float16" else 1)
     assert peak - parameters <= 1.2 * largest
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_float_weights_are_never_there_beside_the_quantised_ones(folder):
+    command = [sys.executable, "-c", PROGRAM, folder, "float32", "int8"]
+    peak, parameters = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert parameters < 0.4 * stored
+    assert peak - parameters <= 0.3 * stored

@@ -12,6 +12,7 @@ import safetensors.numpy
 from etils import epath
 
 from vila_jax.errors import CheckpointError
+from vila_jax.hf import safetensors as reader
 from vila_jax.hf.safetensors import open_shard
 
 RNG = np.random.default_rng(0)
@@ -158,3 +159,32 @@ def test_what_is_read_is_taken_over_without_a_copy(path):
     for name in ("matrix", "half", "brain", "scalar", "vector"):
         read = shard.read(name)
         assert jax.device_put(read, jax.devices()[0]).unsafe_buffer_pointer() == read.ctypes.data
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda dtype: dtype.__name__)
+def test_pieces_that_are_converted_are_the_whole(path, monkeypatch, dtype):
+    monkeypatch.setattr(reader, "_PIECE", 5)
+    shard = open_shard(path)
+    for name, tensor in TENSORS.items():
+        read = shard.read(name, dtype=dtype)
+        assert read.dtype == dtype
+        np.testing.assert_array_equal(read, tensor.astype(dtype))
+        if tensor.ndim == 2 and len(tensor):
+            np.testing.assert_array_equal(shard.read(name, (slice(1, 4), slice(1, 3)), dtype), read[1:4, 1:3])
+
+
+def test_every_bfloat16_is_converted_exactly():
+    numbers = np.arange(2**16, dtype=np.uint16).view(ml_dtypes.bfloat16)
+    converted = np.empty(2**16, np.float32)
+    reader.convert(numbers, converted)
+    np.testing.assert_array_equal(converted, numbers.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [None, np.float64])
+def test_a_file_that_has_shrunk_is_refused(path, monkeypatch, dtype):
+    monkeypatch.setattr(reader, "_PIECE", 2)
+    shard = open_shard(path)
+    last = max(shard.tensors, key=lambda name: shard.tensors[name].stop)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match="middle of a tensor"):
+        shard.read(last, dtype=dtype)

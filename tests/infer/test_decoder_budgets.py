@@ -150,8 +150,8 @@ def test_keeping_everything_is_no_budget_bit_for_bit(model, method):
 
 def layout(model, spec, prompt="w5 <image> w6 w7", images=(WIDE,), new_tokens=3):
     budget = model._budget(spec)
-    requests = [model._spliced(encoded) for encoded in model._encoded(prompt, list(images), None, budget)]
-    return model.engine.planner.layout(requests, budget, new_tokens)
+    request = model.request(prompt, list(images), budget=budget)
+    return model.engine.planner.layout([request], budget, new_tokens)
 
 
 def test_a_prompt_without_pictures_runs_the_programs_of_no_budget(model):

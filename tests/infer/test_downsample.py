@@ -17,8 +17,7 @@ VILA = pathlib.Path(__file__).parents[1] / "golden" / "vila" / "checkpoints"
 
 def shown(model, picture, budget):
     """The picture as the budget shows it."""
-    [encoded] = model._encoded("<image>", [picture], None, model._budget(budget))
-    return encoded.media[0]
+    return model.request("<image>", [picture], budget=budget).media[0]
 
 
 def expected(written, image, pixels):

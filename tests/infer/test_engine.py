@@ -330,8 +330,7 @@ def test_cache_is_sharded_like_the_heads_that_fill_it(written, monkeypatch):
 
 def test_computation_takes_the_dtype_of_the_model(model, written):
     half = vila_jax.from_pretrained(written.folder, dtype="bfloat16")
-    requests = [half._spliced(encoded) for encoded in half._encoded(PROMPT, [WIDE], None, None)]
-    layout = half.engine.planner.layout(requests, None, 1)
+    layout = half.engine.planner.layout([half.request(PROMPT, [WIDE], budget=None)], None, 1)
     assert half.engine.phases.visual_tokens(layout.tiles).table.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.logits(PROMPT, [WIDE]), model.logits(PROMPT, [WIDE]), atol=1.0)
 

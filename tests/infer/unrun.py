@@ -78,6 +78,7 @@ def programs_of(
     engine.phases.programs = programs = UnrunPrograms(engine.phases.programs, donate)
     rows = len(layout.prompts.token_ids)
     sampler, ends = Sampler.of([SamplingOptions()] * rows), np.asarray([2], np.int32)
-    progress = engine.phases.prefill(layout, sampler, np.full(rows, case.new_tokens, np.int32), ends)
-    engine.phases.compile_decode(progress, np.zeros(rows, bool), sampler, ends, layout.schedule)
+    phases, limit = engine.phases, np.full(rows, case.new_tokens, np.int32)
+    progress = phases.prefill(layout, phases.visual_tokens(layout.tiles), sampler, limit, ends)
+    phases.compile_decode(progress, np.zeros(rows, bool), sampler, ends, layout.schedule)
     return programs.unrun, layout

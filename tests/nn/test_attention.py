@@ -12,7 +12,7 @@ import torch
 
 from tests.nn.oracle import close, normal
 from vila_jax.nn import attention as module
-from vila_jax.nn.attention import attention, choose_implementation, cudnn_works, widen_by_bias
+from vila_jax.nn.attention import attention, choose_implementation, cudnn_packs, cudnn_works, widen_by_bias
 
 BATCH, HEADS, WIDTH = 2, 6, 10
 LENGTHS = np.array([11, 3])
@@ -147,14 +147,19 @@ def test_window_needs_causal():
         ("gpu", jnp.bfloat16, 136, True, "xla"),
         ("gpu", jnp.bfloat16, 60, True, "xla"),
         ("cpu", jnp.bfloat16, 64, True, "xla"),
+        ("gpu, packed", jnp.bfloat16, 64, True, "cudnn"),
+        ("gpu, packed", jnp.bfloat16, 64, False, "xla"),
+        ("tpu, packed", jnp.bfloat16, 64, True, "xla"),
         ("tpu", jnp.bfloat16, 64, True, "splash"),
         ("tpu", jnp.float32, 60, True, "splash"),
         ("tpu", jnp.bfloat16, 64, False, "xla"),
     ],
 )
 def test_choice(monkeypatch, platform, dtype, head_dim, works, chosen):
-    monkeypatch.setattr(module, "cudnn_works" if platform == "gpu" else "splash_works", lambda: works)
-    assert choose_implementation(jnp.zeros(1, dtype).dtype, head_dim, platform) == chosen
+    probe = {"gpu": "cudnn_works", "gpu, packed": "cudnn_packs"}.get(platform, "splash_works")
+    monkeypatch.setattr(module, probe, lambda: works)
+    platform, _, packed = platform.partition(", ")
+    assert choose_implementation(jnp.zeros(1, dtype).dtype, head_dim, platform, packed=bool(packed)) == chosen
 
 
 @pytest.fixture
@@ -263,11 +268,45 @@ def test_single_row_without_batch_axis_is_not_for_cudnn(fresh_probe, stand_in):
     assert not stand_in
 
 
-@pytest.mark.parametrize("arguments", [dict(offset=OFFSET), dict(segments=SEGMENTS)], ids=["offset", "segments"])
-def test_arguments_that_cudnn_does_not_know(fresh_probe, stand_in, arguments):
+@pytest.mark.parametrize(
+    ("kernel", "arguments"),
+    [("cudnn", dict(offset=OFFSET)), ("splash", dict(offset=OFFSET)), ("splash", dict(segments=SEGMENTS))],
+    ids=str,
+)
+def test_arguments_that_kernels_do_not_know(fresh_probe, stand_in, kernel, arguments):
     q, k, v = halves(11, 3)
     arguments = {name: _array(value) for name, value in arguments.items()}
-    attention(q, k, v, causal=True, **arguments)
-    assert not stand_in
-    with pytest.raises(ValueError, match="knows neither offset nor segments"):
-        attention(q, k, v, causal=True, **arguments, implementation="cudnn")
+    if kernel == "cudnn":
+        attention(q, k, v, causal=True, **arguments)
+        assert not stand_in
+    with pytest.raises(ValueError, match=f"{kernel} attention does not know these arguments"):
+        attention(q, k, v, causal=True, **arguments, implementation=kernel)
+
+
+def test_packed_rows_go_to_cudnn_where_it_takes_masks(monkeypatch, stand_in):
+    """Forwards and backwards, in the words of JAX's own attention."""
+    monkeypatch.setattr(module, "cudnn_packs", lambda: True)
+    q, k, v = halves(11, 3)
+
+    def loss(arrays, implementation):
+        out = attention(*arrays, causal=True, segments=jnp.asarray(SEGMENTS), implementation=implementation)
+        return jnp.sum(out.astype(jnp.float32) ** 2)
+
+    ours, gradients = jax.value_and_grad(loss)((q, k, v), None)
+    assert [call["is_causal"] for call in stand_in] == [True]
+    wanted, theirs = jax.value_and_grad(loss)((q, k, v), "xla")
+    assert len(stand_in) == 1
+    assert float(ours) == pytest.approx(float(wanted), rel=0.02)
+    for own, other in zip(gradients, theirs, strict=True):
+        close(own.astype(jnp.float32), other.astype(jnp.float32), atol=0.1)
+
+
+def test_packed_rows_stay_with_xla_on_several_devices_and_where_the_probe_fails(stand_in, monkeypatch):
+    cudnn_packs.cache_clear()
+    attention(*halves(11, 3), causal=True, segments=jnp.asarray(SEGMENTS))
+    assert jax.device_count() > 1 and not stand_in, "there are several devices in the tests"
+    cudnn_packs.cache_clear()
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    attention(*halves(11, 3), causal=True, segments=jnp.asarray(SEGMENTS))
+    assert len(stand_in) == 2, "the probe, then the call itself"
+    cudnn_packs.cache_clear()

@@ -174,6 +174,33 @@ def test_cached_decoding_of_rows_of_unequal_length(name):
         close(logits, expected_decoding(name, row[: length + STEPS], length))
 
 
+@pytest.mark.parametrize("name", ["llama, head width of its own, all biases", "qwen2, window in the upper layer"])
+def test_one_token_of_each_row_alone(name):
+    """Its hidden state, and all keys and values, are those of reading every token; from the start and further on."""
+    _, graphdef, state = models(name)
+    ids = jnp.asarray(random_ids(2, LONG))
+    positions = jnp.broadcast_to(jnp.arange(LONG)[None, :], (2, LONG))
+    only = jnp.asarray([LONG - 1, SHORT - 1])
+
+    @jax.jit
+    def read(state, ids, positions, cache, offset=None, only=None):
+        decoder = nnx.merge(graphdef, state)
+        return decoder(decoder.embed(ids), positions, cache, offset, only=only)
+
+    wanted, cache = read(state, ids, positions, cache_for(name, 2))
+    found, own = read(state, ids, positions, cache_for(name, 2), only=only)
+    assert found.shape == (2, 1, wanted.shape[-1])
+    close(found[:, 0], wanted[jnp.arange(2), only])
+    jax.tree.map(close, own, cache)
+
+    offset = jnp.asarray([LONG, SHORT])
+    further, (more, places) = offset[:, None] + jnp.arange(4)[None, :], (ids[:, :4], jnp.asarray([3, 1]))
+    wanted, later = read(state, more, further, cache, offset)
+    found, own = read(state, more, further, cache, offset, places)
+    close(found[:, 0], wanted[jnp.arange(2), places])
+    jax.tree.map(close, own, later)
+
+
 def test_cached_decoding_of_one_row():
     name = "qwen2, window in the upper layer"
     ids = random_ids(1, SHORT + STEPS)

@@ -29,13 +29,13 @@ from train.recipe import Compute, Data, Rows, Stage
 from train.update import Rules, initial_state, update
 from train.weights import Structure, split
 from vila_jax.budgets import METHODS, TokenMethod
+from vila_jax.encoder import EncodedPrompt
 from vila_jax.errors import BudgetError
 from vila_jax.hf.add_scorer import add_scorer
 from vila_jax.hf.checkpoint import open_checkpoint
 from vila_jax.hf.load import load_state
 from vila_jax.infer.prefill import embed
 from vila_jax.infer.vision import encode_tiles, visual_tokens
-from vila_jax.model import EncodedPrompt
 from vila_jax.nn.params import dotted
 
 OPTIONS = {"cdpruner": ",relevance=none", "hiprune": ",object_layer=1"}  # of a small model
@@ -113,7 +113,7 @@ def directly(model, layout, record, state, graphdef):
     pictures = model.preprocessor.pictures(opened, layout.visual.limit)
     segments = [planner.segments(picture.geometry, budget) for picture in pictures]
     ids, _ = layout._tokens(record, segments)
-    request = model._spliced(EncodedPrompt(ids.tolist(), pictures))
+    request = model.encoder.spliced(EncodedPrompt(ids.tolist(), pictures))
     planned = planner.layout([request], budget, 0)
     laid = layout(record)
     text = laid.labels[laid.source == -1]  # of the tokens of text, in order; visual ones are not learned

@@ -21,11 +21,11 @@ import numpy as np
 
 from train.data.packing import Axis
 from vila_jax.budgets import Budget, Plan, make_plan
+from vila_jax.budgets.check import check_budget
 from vila_jax.errors import BudgetError
 from vila_jax.infer.layout import Planner
 from vila_jax.infer.pictures import limit_of
 from vila_jax.infer.vision import Spec
-from vila_jax.model import check_budget
 from vila_jax.vision.geometry import TileGeometry
 from vila_jax.vision.preprocess import Limit, ProcessedImage
 

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from vila_jax.bench import flops
 from vila_jax.bench.machine import Rates
-from vila_jax.bench.memory import kv_bytes_per_token, parameter_counts
+from vila_jax.bench.memory import kv_bytes_per_token, weight_bytes
 from vila_jax.budgets import Step, layer_tokens
 from vila_jax.budgets.tower import TowerReduction
 from vila_jax.nn.config import VLMConfig
+from vila_jax.quantize.spec import Quantization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Sizes:
       text, visual: tokens of a row; of the visual ones those that the decoder is given.
       step: of a budget inside the decoder.
       reduction: of a budget inside the tower.
-      itemsize: bytes of a weight, and of an entry of the cache.
+      itemsize: bytes of a weight, and of an entry of the cache, where they are not quantised.
+      quantization: of weights and cache.
     """
 
     batch: int
@@ -46,20 +48,20 @@ class Sizes:
     itemsize: int
     step: Step | None = None
     reduction: TowerReduction | None = None
+    quantization: Quantization | None = None
 
 
 def tower_work(config: VLMConfig, sizes: Sizes) -> Work:
     """All tiles of the batch through the tower."""
     reduced = sizes.reduction
     tile = flops.tower_flops(config) if reduced is None else flops.reduced_tower_flops(config, reduced)
-    weights = parameter_counts(config).get("vision_tower", 0)
-    return Work(sizes.batch * sizes.tiles * tile, sizes.itemsize * weights)
+    return Work(sizes.batch * sizes.tiles * tile, _weight_bytes(config, sizes, "vision_tower"))
 
 
 def projector_work(config: VLMConfig, sizes: Sizes) -> Work:
     """The visual tokens that are kept, through the projector."""
-    weights = parameter_counts(config).get("projector", 0)
-    return Work(sizes.batch * flops.projector_flops(config, sizes.visual), sizes.itemsize * weights)
+    work = sizes.batch * flops.projector_flops(config, sizes.visual)
+    return Work(work, _weight_bytes(config, sizes, "projector"))
 
 
 def body_work(config: VLMConfig, sizes: Sizes) -> Work:
@@ -69,14 +71,13 @@ def body_work(config: VLMConfig, sizes: Sizes) -> Work:
     each = [sizes.text + own for own in layer_tokens(sizes.step, decoder.num_layers, sizes.visual)]
     return Work(
         sizes.batch * work,
-        sizes.itemsize * flops.layer_weights(decoder) + sizes.batch * _cache_bytes(config, each, sizes.itemsize),
+        _weight_bytes(config, sizes, "decoder.layers") + sizes.batch * _cache_bytes(config, each, sizes),
     )
 
 
 def head_work(config: VLMConfig, sizes: Sizes) -> Work:
     """The head, on the last position of every row."""
-    decoder = config.decoder
-    return Work(sizes.batch * _head_flops(config), sizes.itemsize * decoder.hidden_size * decoder.vocab_size)
+    return Work(sizes.batch * _head_flops(config), _head_bytes(config, sizes))
 
 
 def prefill_stages(config: VLMConfig, sizes: Sizes) -> list[Work]:
@@ -94,8 +95,9 @@ def decode_work(config: VLMConfig, sizes: Sizes, generated: int | float) -> Work
     each = [sizes.text + own + generated for own in layer_tokens(sizes.step, decoder.num_layers, sizes.visual)]
     weights = flops.layer_weights(decoder) + decoder.hidden_size * decoder.vocab_size
     attention = 4 * decoder.num_heads * decoder.head_dim * sum(_seen(config, each))
-    cache = _cache_bytes(config, [own + 1 for own in _seen(config, each)], sizes.itemsize)
-    return Work(sizes.batch * (2 * weights + attention), sizes.itemsize * weights + sizes.batch * cache)
+    cache = _cache_bytes(config, [own + 1 for own in _seen(config, each)], sizes)
+    read = _weight_bytes(config, sizes, "decoder.layers") + _head_bytes(config, sizes)
+    return Work(sizes.batch * (2 * weights + attention), read + sizes.batch * cache)
 
 
 def prefill_floor(config: VLMConfig, sizes: Sizes, rates: Rates) -> float:
@@ -113,6 +115,16 @@ def _seen(config: VLMConfig, each: Sequence[int | float]) -> list[int | float]:
     return [own if window is None else min(own, window) for own, window in zip(each, windows, strict=True)]
 
 
-def _cache_bytes(config: VLMConfig, each: Sequence[int | float], itemsize: int) -> float:
+def _cache_bytes(config: VLMConfig, each: Sequence[int | float], sizes: Sizes) -> float:
     """Keys and values of one row, with so many tokens in each layer."""
-    return sum(each) * kv_bytes_per_token(config.decoder, itemsize) / config.decoder.num_layers
+    per_token = kv_bytes_per_token(config.decoder, sizes.itemsize, sizes.quantization)
+    return sum(each) * per_token / config.decoder.num_layers
+
+
+def _weight_bytes(config: VLMConfig, sizes: Sizes, part: str) -> int:
+    """All weights of a part, see `vila_jax.bench.memory.weight_bytes`."""
+    return weight_bytes(config, sizes.itemsize, sizes.quantization).get(part, 0)
+
+
+def _head_bytes(config: VLMConfig, sizes: Sizes) -> int:
+    return _weight_bytes(config, sizes, "decoder.embedding" if config.decoder.tie_embeddings else "decoder.head")

@@ -2,7 +2,7 @@
 
 One multiply-add counts as two; only matrix products count (no norms, softmax, activations or rotary embedding). Causal
 attention counts the visible half only, the tower's attention the full square. The head is applied to the last position
-of a prompt alone.
+of a prompt alone; that the last block's queries, attention and MLP are, too, is not counted, as nobody counts it.
 """
 
 import itertools

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from vila_jax.hf.load import weight_shapes
 from vila_jax.nn.attention import causal_block
 from vila_jax.nn.config import DecoderConfig, VLMConfig
+from vila_jax.quantize.spec import Quantization
+from vila_jax.quantize.structure import entry_bytes, stored_bytes
 
 FLOAT32 = 4
 
@@ -16,12 +18,26 @@ FLOAT32 = 4
 def parameter_counts(config: VLMConfig) -> dict[str, int]:
     """Entries of the weights that are built, by part: `vision_tower`, `projector`, `newline`, `decoder.embedding`,
     `decoder.layers`, `decoder.norm` and `decoder.head`; parts that the model lacks are left out."""
-    counts: dict[str, int] = {}
-    for name, shape in parameter_shapes(config).items():
+    return _by_part({name: math.prod(shape) for name, shape in parameter_shapes(config).items()})
+
+
+def weight_bytes(config: VLMConfig, itemsize: int, quantization: Quantization | None = None) -> dict[str, int]:
+    """Bytes of the weights by part, as `parameter_counts`; of quantised ones those of values and scales.
+
+    Args:
+      itemsize: bytes of one entry of a weight that is not quantised.
+    """
+    shapes = parameter_shapes(config)
+    return _by_part({name: stored_bytes(name, shape, quantization, itemsize) for name, shape in shapes.items()})
+
+
+def _by_part(sizes: Mapping[str, int]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for name, size in sizes.items():
         part, *rest = name.split(".")
         part = f"decoder.{rest[0]}" if part == "decoder" else part
-        counts[part] = counts.get(part, 0) + math.prod(shape)
-    return counts
+        sums[part] = sums.get(part, 0) + size
+    return sums
 
 
 @functools.lru_cache(maxsize=8)
@@ -30,9 +46,13 @@ def parameter_shapes(config: VLMConfig) -> Mapping[str, tuple[int, ...]]:
     return types.MappingProxyType(weight_shapes(config))
 
 
-def kv_bytes_per_token(config: DecoderConfig, itemsize: int) -> int:
-    """Keys and values of one token in all layers."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize
+def kv_bytes_per_token(config: DecoderConfig, itemsize: int, quantization: Quantization | None = None) -> int:
+    """Keys and values of one token in all layers.
+
+    Args:
+      itemsize: bytes of an entry that is not quantised.
+    """
+    return 2 * config.num_layers * config.num_kv_heads * entry_bytes(config.head_dim, quantization, itemsize)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +86,7 @@ def memory_plan(
     prompt: int,
     cache_length: int | Sequence[int],
     flash: bool,
+    quantization: Quantization | None = None,
 ) -> MemoryPlan:
     """Plans the memory of a batch.
 
@@ -75,17 +96,28 @@ def memory_plan(
       prompt: padded length of every row.
       cache_length: static length of the cache, of all layers or of each.
       flash: whether attention runs without writing its scores to memory.
+      quantization: of weights and cache. Some compilers write one converted weight at a time out, which is counted.
     """
     lengths = [cache_length] * config.decoder.num_layers if isinstance(cache_length, int) else cache_length
     return MemoryPlan(
-        weights=itemsize * sum(parameter_counts(config).values()),
-        cache=batch * sum(lengths) * kv_bytes_per_token(config.decoder, itemsize) // config.decoder.num_layers,
+        weights=sum(weight_bytes(config, itemsize, quantization).values()),
+        cache=batch
+        * sum(lengths)
+        * kv_bytes_per_token(config.decoder, itemsize, quantization)
+        // config.decoder.num_layers,
         logits=batch * config.decoder.vocab_size * FLOAT32,
         working=max(
             tower_working_bytes(config, tiles, itemsize, flash),
             decoder_working_bytes(config.decoder, batch, prompt, itemsize, flash),
-        ),
+        )
+        + _converted_bytes(config, itemsize, quantization),
     )
+
+
+def _converted_bytes(config: VLMConfig, itemsize: int, quantization: Quantization | None) -> int:
+    """The largest of the quantised weights, in the dtype of computation."""
+    meant = [shape for name, shape in parameter_shapes(config).items() if quantization and quantization.means(name)]
+    return itemsize * max((math.prod(shape) for shape in meant), default=0)
 
 
 def tower_working_bytes(config: VLMConfig, tiles: int, itemsize: int, flash: bool) -> int:

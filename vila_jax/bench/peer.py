@@ -6,6 +6,7 @@ The one module of the package that imports torch and transformers (the `test` ex
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import importlib.metadata
 import importlib.util
@@ -170,7 +171,7 @@ class _Theirs:
         if subject.config.model_type == "llava_next":
             sizes = [picture.geometry.image_size for picture in pictures]
             self.inputs["image_sizes"] = torch.tensor(sizes, device=model.device)
-        self._forward, self._compiled = model.forward, torch.compile(model.forward)
+        self._forward = model.forward
 
     def eager(self, new_tokens: int) -> np.ndarray:
         return self._generate(new_tokens)
@@ -182,6 +183,13 @@ class _Theirs:
             return self._generate(new_tokens, cache_implementation="static", disable_compile=True)
         finally:
             self.model.forward = self._forward
+
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        """Made when it is first asked for, since importing the compiler alone takes seconds."""
+        import torch
+
+        return torch.compile(self._forward)
 
     def logits(self) -> np.ndarray:
         """Of the first row, `[T, C]`."""

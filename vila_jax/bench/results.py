@@ -16,7 +16,7 @@ from vila_jax.bench.timing import Times
 from vila_jax.errors import VilaError
 
 _FORMAT = "vila-jax bench"
-_NAMED = ("model", "side", "dtype", "batch", "rows", "budget")
+_NAMED = ("model", "side", "dtype", "quantize", "batch", "rows", "budget")
 
 
 @dataclasses.dataclass(frozen=True)

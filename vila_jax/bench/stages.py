@@ -56,7 +56,8 @@ class Bench:
 
     def prefill(self, layout: Layout) -> Any:
         """From laid-out arrays to the first tokens."""
-        return self.subject.engine.phases.prefill(layout, self.sampler, self.limit, _NO_END)
+        phases = self.subject.engine.phases
+        return phases.prefill(layout, phases.visual_tokens(layout.tiles), self.sampler, self.limit, _NO_END)
 
     def calls(self) -> list[Call]:
         """The programs from pixels to the first token, with their arguments."""
@@ -77,21 +78,23 @@ class Bench:
             itemsize=np.dtype(self.subject.dtype).itemsize,
             step=None if budget is None else budget.step("decoder"),
             reduction=None if spec is None else spec.reduction,
+            quantization=self.subject.quantization,
         )
 
     def row(self, name: str, times: dict[str, Any], facts: dict[str, Any]) -> Row:
         """A row of this case, with what all benches tell."""
-        count = self.layout.counts[0]
+        count, padded = self.layout.counts[0], self.layout.prompts.token_ids
         common = {
             "visual_tokens": count.visual_kept,
             "sequence": count.prompt,
-            "padded_sequence": self.layout.prompts.token_ids.shape[1],
+            "padded_sequence": padded.shape[1],
+            "padding": 1 - self.case.batch * count.prompt / padded.size,
             "compile_seconds": self.meter.compile_time,
             "peak_bytes": peak_bytes(),
         }
         if self.meter.programs:
             common["planned_bytes"] = max(program.bytes for program in self.meter.programs)
-        case = {"model": self.subject.name, "dtype": self.subject.dtype} | dataclasses.asdict(self.case)
+        case = self.subject.named | dataclasses.asdict(self.case)
         return Row(name, case, times, facts | common)
 
 
@@ -257,7 +260,7 @@ def measure_cases(
             reason = str(error) if isinstance(error, VilaError) else "out of memory"
             if len(cases) == 1 or not (isinstance(error, VilaError | MemoryError) or out_of_memory(error)):
                 raise
-            about = {"model": subject.name, "dtype": subject.dtype} | dataclasses.asdict(case)
+            about = subject.named | dataclasses.asdict(case)
             done = {row.bench for row in rows if row.case == about}
             rows += [Row(name, about, refused=reason) for name in benches if name not in done]
     return rows

@@ -10,11 +10,14 @@ from PIL import Image
 from vila_jax.bench.presets import preset, preset_preprocessor
 from vila_jax.bench.random_weights import random_state
 from vila_jax.budgets import Budget
+from vila_jax.budgets.check import check_budget
 from vila_jax.hf.config import ModelConfig
 from vila_jax.infer.engine import Engine
+from vila_jax.infer.fuse import fuse_products
 from vila_jax.infer.layout import Layout, Request
 from vila_jax.infer.pictures import prepare
-from vila_jax.model import Model, check_budget
+from vila_jax.model import Model
+from vila_jax.quantize import Quantization, check_pays
 from vila_jax.vision.open import open_image
 from vila_jax.vision.preprocess import Preprocessor, ProcessedImage
 from vila_jax.vision.vila import VilaPreprocessor
@@ -29,16 +32,24 @@ class Subject:
 
     Attributes:
       name: of the preset, or the last part of a checkpoint's path.
+      quantization: of its weights and cache.
     """
 
     name: str
     config: ModelConfig
     engine: Engine
     preprocessor: Preprocessor | VilaPreprocessor
+    quantization: Quantization | None = None
 
     @property
     def dtype(self) -> str:
         return self.engine.planner.dtype
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What rows of its measurements are called by."""
+        quantized = {} if self.quantization is None else {"quantize": str(self.quantization)}
+        return {"model": self.name, "dtype": self.dtype} | quantized
 
     @property
     def picture_edge(self) -> int:
@@ -113,18 +124,28 @@ def random_jpeg(edge: int, seed: int) -> bytes:
     return file.getvalue()
 
 
-def preset_subject(name: str, dtype: DTypeLike) -> Subject:
+def preset_subject(
+    name: str, dtype: DTypeLike, quantization: Quantization | None = None, *, fuse: bool = False
+) -> Subject:
     """A preset with random weights on the default device.
+
+    Args:
+      fuse: whether products of one input become one, see `vila_jax.infer.fuse`.
 
     Raises:
       ConfigError: there is none of this name.
+      QuantizationError: it makes the model slower on this device.
     """
+    check_pays(quantization)
     config = preset(name)
-    graphdef, state = random_state(config.vlm, dtype)
-    engine = Engine(graphdef, state, config, dtype=np.dtype(dtype).name)
-    return Subject(name, config, engine, preset_preprocessor(name))
+    graphdef, state = random_state(config.vlm, dtype, quantization)
+    if fuse:
+        graphdef, state = fuse_products(graphdef, state)
+    kv = None if quantization is None else quantization.kv
+    engine = Engine(graphdef, state, config, dtype=np.dtype(dtype).name, cache_dtype=kv)
+    return Subject(name, config, engine, preset_preprocessor(name), quantization)
 
 
 def model_subject(model: Model, name: str) -> Subject:
     """A model that was loaded."""
-    return Subject(name, model.config, model.engine, model.preprocessor)
+    return Subject(name, model.config, model.engine, model.preprocessor, model.quantization)

@@ -36,23 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw-prompt", action="store_true", help="take the prompt as it is, <image> included")
     parser.add_argument("--style", metavar="NAME", help="conversation style (default: the one of the checkpoint)")
     parser.add_argument("--budget", metavar="SPEC", help="visual-token budget, e.g. hired:0.2 (default: all tokens)")
-    parser.add_argument("--max-new-tokens", metavar="N", type=arguments.whole(1), default=128, help="default: 128")
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument(
-        "--temperature", metavar="T", type=arguments.temperature, default=0.0, help="default: 0, always the likeliest"
-    )
-    sampling.add_argument(
-        "--top-k", metavar="K", type=arguments.whole(0), default=0, help="among the K likeliest tokens only"
-    )
-    sampling.add_argument(
-        "--top-p", metavar="P", type=arguments.probability, default=1.0, help="among the likeliest that reach P only"
-    )
-    sampling.add_argument("--seed", metavar="S", type=arguments.whole(0), default=0, help="default: 0")
-    parser.add_argument(
-        "--stop", metavar="S", action="append", default=[], help="text that ends the answer; repeat it for several"
-    )
+    arguments.add_generation(parser)
     parser.add_argument("--ignore-eos", action="store_true", help="go on after end tokens")
     arguments.add_dtype(parser)
+    arguments.add_quantize(parser)
     arguments.add_json(parser)
     parser.add_argument("--no-stream", action="store_true", help="print the answer when it is complete")
 
@@ -87,16 +74,7 @@ def _answer(model: "Model", args: argparse.Namespace, images: list[Any], progres
         content += [{"type": "video", "video": video} for video in videos]
         content += [{"type": "text", "text": args.prompt}]
         prompt = {"messages": [{"role": "user", "content": content}]}
-    answers = model.answers(
-        **prompt,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-        stop=args.stop,
-        ignore_eos=args.ignore_eos,
-    )
+    answers = model.answers(**prompt, **arguments.generation(args), ignore_eos=args.ignore_eos)
     pieces = (piece for [piece] in answers)
     if args.json or args.no_stream:
         _wait(pieces, progress)
@@ -104,7 +82,7 @@ def _answer(model: "Model", args: argparse.Namespace, images: list[Any], progres
         if not args.json:
             print(terminal.printable(result.text))
         return result
-    _stream(pieces, progress)
+    print_stream(pieces, progress)
     return answers.results()[0]
 
 
@@ -114,7 +92,8 @@ def _wait(pieces: Iterable[str], progress: Progress) -> None:
             progress.phase("generating")
 
 
-def _stream(pieces: Iterable[str], progress: Progress) -> None:
+def print_stream(pieces: Iterable[str], progress: Progress) -> None:
+    """Prints an answer as it comes, and takes the line of the progress away for good."""
     for piece in pieces:
         if piece:
             progress.mute()
@@ -145,7 +124,8 @@ def _summary(result: "Generation", load: float) -> dict[str, Any]:
 def closing_line(result: "Generation") -> str:
     """One line about what was read and written, and how fast."""
     usage, timings = result.usage, result.timings
-    parts = [f"{usage.prompt_tokens:,} prompt tokens"]
+    cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
+    parts = [f"{usage.prompt_tokens:,} prompt tokens{cached}"]
     if usage.visual_tokens_full:
         parts.append(f"visual {usage.visual_tokens_full:,} → {usage.visual_tokens_kept:,}")
     parts.append(f"first token {units.seconds(timings.time_to_first_token)}")

@@ -27,6 +27,7 @@ class StageBench:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declares its arguments."""
         measuring.add_model(parser)
+        measuring.add_variants(parser)
         measuring.add_cases(parser)
         measuring.add_output(parser)
         measuring.add_rates(parser)

@@ -20,6 +20,7 @@ _BENCHES = ("prefill", "decode", "generate")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `vila-jax bench sweep`."""
     measuring.add_model(parser)
+    measuring.add_variants(parser)
     measuring.add_cases(parser, "1,8,32", "full,hired:0.4,hired:0.2,hired:0.1")
     parser.add_argument(
         "--benches",

@@ -29,6 +29,7 @@ def _percent(value: float) -> str:
 FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "visual_tokens": ("visual", str),
     "sequence": ("tokens", str),
+    "padding": ("padding", _percent),
     "tiles": ("tiles", str),
     "flops": ("work", lambda value: units.rate(value, "FLOP")),
     "file_bytes": ("files", lambda value: units.size(int(value))),
@@ -39,6 +40,7 @@ FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "of_flops": ("of FLOP/s", _percent),
     "of_bandwidth": ("of bytes/s", _percent),
     "of_plain_read": ("of plain read", _percent),
+    "of_kept_read": ("of kept read", _percent),
     "tokens_per_second": ("tokens/s", units.number),
     "tokens_per_second_of_wall": ("tokens/s of wall", units.number),
     "decode_tokens_per_second": ("decode tokens/s", units.number),

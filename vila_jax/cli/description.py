@@ -18,6 +18,7 @@ from vila_jax.infer.buckets import count_bucket, tile_bucket
 from vila_jax.infer.decoder_plan import plan_decoder
 from vila_jax.infer.layout import Planner
 from vila_jax.nn.attention import choose_implementation
+from vila_jax.quantize import Quantization
 from vila_jax.text.slots import cache_bucket, prompt_bucket
 from vila_jax.text.styles import STYLES
 from vila_jax.text.vila_styles import VILA_STYLES
@@ -151,13 +152,13 @@ def video(checkpoint: Checkpoint) -> Facts | None:
     return {**facts, "tokens": tsp.num_tokens(video.num_frames, side) if whole else None, **dataclasses.asdict(tsp)}
 
 
-def parameters(checkpoint: Checkpoint, itemsize: int) -> list[Facts]:
+def parameters(checkpoint: Checkpoint, itemsize: int, quantization: Quantization | None = None) -> list[Facts]:
     """Number and bytes of the parameters that are built, by part, and their sum."""
     counts = memory.parameter_counts(checkpoint.config.vlm)
     counts = {part: counts[part] for part in _PARTS if part in counts}
-    rows = [{"part": part, "parameters": n, "bytes": n * itemsize} for part, n in counts.items()]
-    total = sum(counts.values())
-    return [*rows, {"part": "total", "parameters": total, "bytes": total * itemsize}]
+    sizes = memory.weight_bytes(checkpoint.config.vlm, itemsize, quantization)
+    rows = [{"part": part, "parameters": n, "bytes": sizes[part]} for part, n in counts.items()]
+    return [*rows, {"part": "total", "parameters": sum(counts.values()), "bytes": sum(row["bytes"] for row in rows)}]
 
 
 def weights(checkpoint: Checkpoint, problem: str | None) -> Facts:
@@ -224,7 +225,13 @@ def _count(planner: Planner, geometry: TileGeometry, budget: Budget | None) -> i
     return visual
 
 
-def memory_plans(checkpoint: Checkpoint, budgets: list[Budget | None], batch: int, dtype: np.dtype) -> list[Facts]:
+def memory_plans(
+    checkpoint: Checkpoint,
+    budgets: list[Budget | None],
+    batch: int,
+    dtype: np.dtype,
+    quantization: Quantization | None = None,
+) -> list[Facts]:
     """Memory and work of a batch of requests with the picture of most tokens, for each budget that it can meet."""
     config = checkpoint.config
     vlm, planner = config.vlm, Planner(config, dtype.name, 0)
@@ -251,6 +258,7 @@ def memory_plans(checkpoint: Checkpoint, budgets: list[Budget | None], batch: in
                 prompt=length,
                 cache_length=_cache_lengths(config, step, visual, length),
                 flash=flash,
+                quantization=quantization,
             )
             work = flops.prefill_flops(vlm, planner.tower_tiles(geometry), visual, TEXT_TOKENS, step)
             facts |= {

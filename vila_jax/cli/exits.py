@@ -20,6 +20,7 @@ EXIT_CODES = {
     OUT_OF_MEMORY: "not enough memory on the device or the host",
     10: "training data of which more cannot be used than a run allows",
     11: "training that has diverged",
+    13: "quantisation that cannot be parsed, or that does not pay on this device",
     INTERRUPTED: "interrupted (Ctrl-C)",
     BROKEN_PIPE: "the reader of the output went away",
     STOPPED: "training was asked to stop (SIGTERM, SIGUSR1): the same command goes on from its checkpoint",

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", metavar="N", type=arguments.whole(1), default=1, help="requests at once")
     parser.add_argument("--budget", metavar="SPEC", action="append", help="a budget to compare; repeat it for several")
     arguments.add_dtype(parser)
+    arguments.add_quantize(parser)
     arguments.add_json(parser)
 
 
@@ -34,9 +35,10 @@ def run(args: argparse.Namespace) -> int:
     from vila_jax.bench.memory import kv_bytes_per_token
     from vila_jax.cli import description
     from vila_jax.model import default_dtype, parse_budget
+    from vila_jax.quantize.spec import parse
 
     checkpoint, problem = _open(args.model, args.revision, args.era)
-    dtype = jnp.dtype(args.dtype or default_dtype())
+    dtype, quantization = jnp.dtype(args.dtype or default_dtype()), parse(args.quantize)
     budgets: list[Budget | None] = [None]
     budgets += [parse_budget(spec, checkpoint) for spec in args.budget or _usual_budgets(checkpoint)]
     facts = {
@@ -44,19 +46,20 @@ def run(args: argparse.Namespace) -> int:
         "architecture": checkpoint.config.architecture,
         "context": checkpoint.config.context_length,
         "dtype": dtype.name,
+        "quantize": None if quantization is None else str(quantization),
         **description.network(checkpoint),
         "prompts": description.prompts(checkpoint, args.model),
         "era": description.era(checkpoint),
         "video": description.video(checkpoint),
         "weights": description.weights(checkpoint, problem),
-        "parameters": description.parameters(checkpoint, dtype.itemsize),
+        "parameters": description.parameters(checkpoint, dtype.itemsize, quantization),
         "pictures": description.visual_tokens(checkpoint, budgets),
         "memory": {
             "batch": args.batch,
             "text_tokens": description.TEXT_TOKENS,
             "new_tokens": description.NEW_TOKENS,
-            "kv_bytes_per_token": kv_bytes_per_token(checkpoint.config.vlm.decoder, dtype.itemsize),
-            "plans": description.memory_plans(checkpoint, budgets, args.batch, dtype),
+            "kv_bytes_per_token": kv_bytes_per_token(checkpoint.config.vlm.decoder, dtype.itemsize, quantization),
+            "plans": description.memory_plans(checkpoint, budgets, args.batch, dtype, quantization),
         },
     }
     if args.json:

@@ -7,17 +7,19 @@ import warnings
 from types import ModuleType
 
 import vila_jax
-from vila_jax.cli import ask, bench, convert, demo, doctor, exits, inspect, prune, terminal, tokens
+from vila_jax.cli import ask, bench, chat, convert, demo, doctor, exits, inspect, prune, terminal, tokens, warmup
 from vila_jax.heap import keep_freed_memory
 
 COMMANDS: dict[str, ModuleType] = {
     "demo": demo,
     "ask": ask,
+    "chat": chat,
     "inspect": inspect,
     "tokens": tokens,
     "convert": convert,
     "prune": prune,
     "bench": bench,
+    "warmup": warmup,
     "doctor": doctor,
 }
 

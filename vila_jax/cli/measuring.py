@@ -37,6 +37,14 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> No
     arguments.add_dtype(parser)
 
 
+def add_variants(parser: argparse.ArgumentParser) -> None:
+    """--quantize and --fuse."""
+    arguments.add_quantize(parser)
+    parser.add_argument(
+        "--fuse", action="store_true", help="queries, keys and values as one product, and both halves of the MLP"
+    )
+
+
 def add_cases(
     parser: argparse.ArgumentParser,
     batch: str = "1",
@@ -119,11 +127,13 @@ def load_subject(args: argparse.Namespace, progress: Progress) -> "Subject":
     from vila_jax.cli.cache import enable_compile_cache
     from vila_jax.cli.loading import load_model
     from vila_jax.model import default_dtype
+    from vila_jax.quantize.spec import parse
 
     enable_compile_cache()
     if args.model in PRESETS:
         progress.phase("making random weights")
-        return preset_subject(args.model, args.dtype or default_dtype())
+        quantization, fuse = parse(getattr(args, "quantize", None)), getattr(args, "fuse", False)
+        return preset_subject(args.model, args.dtype or default_dtype(), quantization, fuse=fuse)
     check_name(args.model)
     return model_subject(load_model(args, progress, on_compile=None), pathlib.PurePath(args.model).name)
 

@@ -27,6 +27,7 @@ from vila_jax.hf.writing import (
 )
 from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.params import dotted
+from vila_jax.quantize.structure import is_quantized
 
 
 def export(
@@ -85,11 +86,15 @@ def _arrays(state: nnx.State | Mapping[str, Any], config: VLMConfig, *, partial:
     """The arrays of a state by our path.
 
     Raises:
-      CheckpointError: the state is of another model.
+      CheckpointError: the state is of another model, or quantised.
     """
     if isinstance(state, nnx.State):
         state = {dotted(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
     arrays = dict(state)
+    if rounded := [path for path, array in arrays.items() if is_quantized(array)]:
+        fix = "Load the model without `quantize`, and export that."
+        what = f"weights in fewer bits have no place in its files: {name_list(rounded)}"
+        raise CheckpointError(what, where="state", fix=fix)
     expected, found = weight_shapes(config), {path: tuple(array.shape) for path, array in arrays.items()}
     paths = found.keys() if partial else expected.keys() | found.keys()
     wrong = [path for path in sorted(paths) if expected.get(path) != found.get(path)]

@@ -1,13 +1,16 @@
 """Weights of a checkpoint into a model's state: checked as a whole first, then one tensor at a time.
 
-Each tensor travels file -> host buffer -> its place on the devices before the next one is read, so that host memory
-beyond the parameters themselves stays at about two tensors.
+Each tensor travels file -> host buffer -> its place on the devices, while threads read the next few. Beyond the
+parameters themselves, host memory holds no more than these.
 """
 
+import collections
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -19,15 +22,22 @@ from vila_jax.dist.rules import ShardingRules, sharding_for
 from vila_jax.errors import CheckpointError
 from vila_jax.hf.checkpoint import Checkpoint
 from vila_jax.hf.files import name_list
-from vila_jax.hf.safetensors import Shard, aligned_empty
+from vila_jax.hf.safetensors import Shard
 from vila_jax.nn.config import VLMConfig
 from vila_jax.nn.params import abstract, dotted, logical_axes
 from vila_jax.nn.positions import resize_positions_bicubic, resize_positions_linear
 from vila_jax.nn.vlm import VLM
+from vila_jax.quantize.spec import Quantization
+from vila_jax.quantize.structure import quantize_structure, quantized, scale_name
 
 OnTensor = Callable[[str, int, int], None]
 """Progress: name of the tensor just loaded, bytes read so far, bytes to read in all."""
 
+Part = tuple[tuple[int | None, int | None], ...]
+"""A slice of every axis, as a key; empty for the whole."""
+
+_AHEAD = 8
+"""Tensors that are read while one is placed, each by a thread."""
 
 _POSITIONS = "vision_tower.embeddings.position"
 _RESIZES = {"linear": resize_positions_linear, "bicubic": resize_positions_bicubic}
@@ -52,21 +62,29 @@ class Source:
         return self.shard.tensors[self.name].nbytes
 
     @property
+    def dtype(self) -> np.dtype:
+        """As stored."""
+        return self.shard.numpy_dtype(self.name)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """As stored, before any resizing."""
         return self.shard.tensors[self.name].shape[self.unit_axes :]
 
-    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """The weight, or the part of it under `index` (one slice an axis), in memory of its own."""
+    def read(self, index: tuple[slice, ...] = (), dtype: DTypeLike | None = None) -> np.ndarray:
+        """The weight, or the part of it under `index` (one slice an axis), in memory of its own; perhaps converted."""
         if self.resize is not None:
-            return self.resize(self.shard.read(self.name).reshape(self.shape))[index]
-        stored = self.shard.read(self.name, (slice(None),) * self.unit_axes + index if index else None)
-        return stored.reshape(stored.shape[self.unit_axes :])
+            resized = self.resize(self.shard.read(self.name).reshape(self.shape))[index]
+            return resized if dtype is None else resized.astype(dtype)
+        read = self.shard.read(self.name, (slice(None),) * self.unit_axes + index if index else None, dtype)
+        return read.reshape(read.shape[self.unit_axes :])
 
 
-def abstract_model(config: VLMConfig, dtype: DTypeLike) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_model(
+    config: VLMConfig, dtype: DTypeLike, quantization: Quantization | None = None
+) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure of the model, and its state with `jax.ShapeDtypeStruct` for weights."""
-    return abstract(lambda rngs: VLM(config, rngs=rngs, dtype=dtype))
+    return abstract(lambda rngs: quantize_structure(VLM(config, rngs=rngs, dtype=dtype), quantization))
 
 
 def weight_shapes(config: VLMConfig) -> dict[str, tuple[int, ...]]:
@@ -82,6 +100,7 @@ def load_state(
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
     in_float32: Callable[[str], bool] | None = None,
+    quantization: Quantization | None = None,
     on_tensor: OnTensor | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Loads all weights of a checkpoint.
@@ -89,6 +108,8 @@ def load_state(
     Args:
       dtype: of the weights in memory, whatever they are stored in.
       in_float32: says of a dotted path whether that weight is float32 all the same, as one that is trained.
+      quantization: of which weights fewer bits are kept; each is rounded, on the device, from what is stored before the
+        next one is read.
       mesh: places the weights by `rules`; without it they go to the default device.
       on_tensor: called after each tensor, for progress.
 
@@ -99,46 +120,92 @@ def load_state(
       CheckpointError: tensors are missing, unexpected, mis-shaped or of an unsupported dtype. Raised before any tensor
         is read and before any device memory is touched.
     """
-    graphdef, state = abstract_model(checkpoint.config.vlm, dtype)
+    graphdef, state = abstract_model(checkpoint.config.vlm, dtype, quantization)
     flat = list(nnx.to_flat_state(state))
-    sources = match_tensors(checkpoint, {dotted(path): leaf.get_value().shape for path, leaf in flat})
-    axes = logical_axes(state)
-    total, done, previous, loaded = sum(source.nbytes for source in sources.values()), 0, None, []
-    for path, leaf in flat:
-        name = dotted(path)
-        shape, source = leaf.get_value().shape, sources[name]
-        sharding = None if mesh is None else sharding_for(axes[name], shape, mesh, rules)
-        own_dtype = np.float32 if in_float32 is not None and in_float32(name) else dtype
-        array = _place(source, shape, np.dtype(own_dtype), sharding)
-        # One transfer may overlap the next read; more would pile up host buffers.
-        jax.block_until_ready(previous)
-        previous = array
-        loaded.append((path, leaf.replace(array)))
-        done += source.nbytes
-        if on_tensor is not None:
-            on_tensor(source.name, done, total)
+    shapes = {dotted(path): leaf.get_value().shape for path, leaf in flat}
+    shardings = _shardings(state, shapes, mesh, rules)
+    rounded = {name for name in shapes if quantization is not None and quantization.means(name)}
+    stored = shapes.keys() - set(map(scale_name, rounded))
+    sources = match_tensors(checkpoint, {name: shape for name, shape in shapes.items() if name in stored})
+
+    def target(name: str) -> _Target:
+        wanted = np.float32 if in_float32 is not None and in_float32(name) else dtype
+        own = sources[name].dtype if name in rounded else np.dtype(wanted)
+        return _Target(sources[name], shapes[name], own, shardings[name])
+
+    targets = {name: target(name) for name in shapes if name in stored}
+    total, done, previous = sum(source.nbytes for source in sources.values()), 0, None
+    loaded: dict[str, jax.Array] = {}
+    with contextlib.closing(_read_ahead(targets.values())) as read:
+        for (name, own), parts in zip(targets.items(), read, strict=True):
+            arrays = {name: own.place(parts)}
+            if quantization is not None and name in rounded:
+                arrays = quantized(name, arrays[name], quantization, shardings)
+            # One transfer may overlap the next; more would pile up host buffers.
+            jax.block_until_ready(previous)
+            previous = arrays
+            loaded |= arrays
+            done += own.source.nbytes
+            if on_tensor is not None:
+                on_tensor(own.source.name, done, total)
     jax.block_until_ready(previous)
-    return graphdef, nnx.from_flat_state(loaded)
+    return graphdef, nnx.from_flat_state([(path, leaf.replace(loaded[dotted(path)])) for path, leaf in flat])
 
 
-def _place(source: Source, shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding | None) -> jax.Array:
-    """Reads one tensor, or of each device's part only that part, and puts it in place."""
+def _shardings(
+    state: nnx.State, shapes: Mapping[str, tuple[int, ...]], mesh: Mesh | None, rules: ShardingRules | None
+) -> dict[str, NamedSharding | None]:
+    """Where every weight belongs; None for the default device."""
+    axes = logical_axes(state)
+    return {
+        name: None if mesh is None else sharding_for(axes[name], shape, mesh, rules) for name, shape in shapes.items()
+    }
 
-    @functools.cache  # devices that hold copies of the same part share one read
-    def part(index: tuple[tuple[int | None, int | None], ...]) -> np.ndarray:
-        slices = tuple(slice(start, stop) for start, stop in index)
-        stored = source.read(slices)
-        if stored.dtype == dtype:
-            return stored
-        cast = aligned_empty(stored.shape, dtype)
-        cast[...] = stored
-        return cast
 
-    if sharding is None:
-        return jax.device_put(part(()))
-    return jax.make_array_from_callback(
-        shape, sharding, lambda index: part(tuple((i.start, i.stop) for i in index or ()))
-    )
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """A weight on its devices."""
+
+    source: Source
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    sharding: NamedSharding | None
+
+    @property
+    def parts(self) -> list[Part]:
+        """What the devices of this process hold of it; several may hold copies of one part."""
+        if self.sharding is None:
+            return [()]
+        return list(map(_part, self.sharding.addressable_devices_indices_map(self.shape).values()))
+
+    def read(self, part: Part) -> np.ndarray:
+        """A part of it, in memory of its own."""
+        return self.source.read(tuple(slice(start, stop) for start, stop in part), self.dtype)
+
+    def place(self, parts: dict[Part, Future[np.ndarray]]) -> jax.Array:
+        """The weight, of parts that threads have read, or are reading."""
+        if self.sharding is None:
+            return jax.device_put(parts[()].result())
+        return jax.make_array_from_callback(self.shape, self.sharding, lambda index: parts[_part(index)].result())
+
+
+def _part(index: tuple[slice, ...] | None) -> Part:
+    return tuple((own.start, own.stop) for own in index or ())
+
+
+def _read_ahead(targets: Iterable[_Target]) -> Generator[dict[Part, Future[np.ndarray]], None, None]:
+    """The parts of one weight after another, while threads read those of the next ones."""
+    threads = ThreadPoolExecutor(_AHEAD, thread_name_prefix="load")
+    waiting: collections.deque[dict[Part, Future[np.ndarray]]] = collections.deque()
+    try:
+        for target in targets:
+            waiting.append({part: threads.submit(target.read, part) for part in set(target.parts)})
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def match_tensors(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> dict[str, Source]:

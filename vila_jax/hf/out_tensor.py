@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from numpy.typing import DTypeLike
 
 from vila_jax.errors import CheckpointError
 from vila_jax.hf.files import INDEX, SINGLE
@@ -134,13 +135,14 @@ class Composed(Shard):
 
     sources: Mapping[str, OutTensor]
 
-    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+    def read(self, name: str, index: tuple[slice, ...] | None = None, dtype: DTypeLike | None = None) -> np.ndarray:
         """See `Shard.read`."""
         source = self.sources[name]
         if source.read is None and source.shard is not None:
-            return source.shard.read(source.source_name, index)
+            return source.shard.read(source.source_name, index, dtype)
         values = source.values().astype(self.numpy_dtype(name), copy=False)
-        return np.ascontiguousarray(values[index] if index else values)
+        part = values[index] if index else values
+        return np.ascontiguousarray(part if dtype is None else part.astype(dtype, copy=False))
 
 
 def plan_files(tensors: Iterable[OutTensor], max_bytes: int) -> dict[str, list[OutTensor]]:

@@ -16,12 +16,14 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 from etils import epath
+from numpy.typing import DTypeLike
 
 from vila_jax.errors import CheckpointError
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _MAX_HEADER = 100_000_000
 _ALIGNMENT = 64  # bytes
+_PIECE = 2**19  # numbers
 _DAMAGED = "Download or export the file again."
 
 
@@ -46,23 +48,25 @@ class Shard:
     path: epath.Path
     tensors: dict[str, TensorInfo]
 
-    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+    def read(self, name: str, index: tuple[slice, ...] | None = None, dtype: DTypeLike | None = None) -> np.ndarray:
         """Reads a tensor, or the part of it under `index` (one contiguous slice an axis), into memory of its own.
 
         Only the rows that the first slice asks for are read from the file.
+
+        Args:
+          dtype: to convert to; as stored when absent.
 
         Raises:
           CheckpointError: the file has shrunk since its header was read.
         """
         info = self.tensors[name]
-        dtype = self.numpy_dtype(name)
+        stored = self.numpy_dtype(name)
         index = index or (slice(None),) * len(info.shape)
         first, last, _ = index[0].indices(info.shape[0]) if index else (0, 1, 1)
-        row_bytes = math.prod(info.shape[1:]) * dtype.itemsize
-        buffer = aligned_empty((last - first, *info.shape[1:]) if index else (), dtype)
-        with self.path.open("rb") as file:
-            file.seek(info.start + first * row_bytes)
-            _fill(file, buffer, self.path)
+        start = info.start + first * math.prod(info.shape[1:]) * stored.itemsize
+        shape = (last - first, *info.shape[1:]) if index else ()
+        buffer = aligned_empty(shape, stored if dtype is None else np.dtype(dtype))
+        _read_into(self.path, start, stored, buffer.reshape(-1))
         # A copy of a part, so that the rows around it can be freed.
         return buffer if not index else np.ascontiguousarray(buffer[(slice(None), *index[1:])])
 
@@ -88,6 +92,38 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _read_into(path: epath.Path, start: int, stored: np.dtype, out: np.ndarray) -> None:
+    """Fills a flat array with the numbers that lie in a file from byte `start` on, converting them.
+
+    Most of the time goes into moving bytes, and into memory that is touched for the first time. Neither holds Python's
+    lock, so that several threads can read.
+
+    Args:
+      stored: dtype in the file.
+    """
+    with path.open("rb") as file:
+        file.seek(start)
+        if stored == out.dtype:
+            _fill(file, out, path)
+            return
+        piece = np.empty(min(_PIECE, len(out)), stored)  # stays in the processor's cache
+        for first in range(0, len(out), _PIECE):
+            part = out[first : first + _PIECE]
+            _fill(file, piece[: len(part)], path)
+            convert(piece[: len(part)], part)
+
+
+def convert(numbers: np.ndarray, out: np.ndarray) -> None:
+    """Writes flat numbers into an array of another dtype.
+
+    From bfloat16 to float32 by their bits, which are the upper half: NumPy would hold Python's lock meanwhile.
+    """
+    if numbers.dtype == ml_dtypes.bfloat16 and out.dtype == np.float32:
+        np.left_shift(numbers.view(np.uint16), np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
+    else:
+        out[...] = numbers
 
 
 def _fill(file: BinaryIO, buffer: np.ndarray, path: epath.Path) -> None:

@@ -1,7 +1,8 @@
 """From chunks of token ids to text: what a request gets back."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from vila_jax.infer.counts import Counts
 from vila_jax.infer.run import Run
@@ -12,12 +13,19 @@ from vila_jax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Tokens of a request: of its text, visual ones without and with the budget, and generated ones."""
+    """Tokens of a request: of its text, visual ones without and with the budget, and generated ones.
+
+    Attributes:
+      cached_tokens: of the prompt, those whose keys and values were kept from an earlier one.
+      cached_images: pictures and frames that the vision tower did not see again.
+    """
 
     text_tokens: int
     visual_tokens_full: int
     visual_tokens_kept: int
     completion_tokens: int
+    cached_tokens: int = 0
+    cached_images: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -100,14 +108,15 @@ class Answers:
     def __init__(self, run: Run, rows: list[Row], preprocess: float):
         self._run, self._rows, self._preprocess = run, rows, preprocess
 
-    def __iter__(self) -> Iterator[list[str]]:
-        for chunk in self._run:
-            rows = zip(self._rows, chunk.tokens, chunk.done, strict=True)
-            pieces = [row.push(tokens, last=done) for row, tokens, done in rows]
-            for i, row in enumerate(self._rows):
-                if row.stopped:
-                    self._run.stop(i)
-            yield pieces
+    def __iter__(self) -> Generator[list[str], None, None]:
+        with contextlib.closing(self._run):
+            for chunk in self._run:
+                rows = zip(self._rows, chunk.tokens, chunk.done, strict=True)
+                pieces = [row.push(tokens, last=done) for row, tokens, done in rows]
+                for i, row in enumerate(self._rows):
+                    if row.stopped:
+                        self._run.stop(i)
+                yield pieces
 
     def results(self) -> list[Generation]:
         """The answers, once the iteration is over."""
@@ -120,4 +129,11 @@ class Answers:
 
 
 def _usage(counts: Counts, row: Row) -> Usage:
-    return Usage(counts.text, counts.visual_full, counts.visual_kept, len(row.tokens))
+    return Usage(
+        counts.text,
+        counts.visual_full,
+        counts.visual_kept,
+        len(row.tokens),
+        cached_tokens=counts.cached,
+        cached_images=counts.cached_images,
+    )

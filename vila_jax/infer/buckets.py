@@ -23,3 +23,8 @@ def tile_bucket(counts: Sequence[int], max_tiles: int) -> int:
         return max(total, max_tiles)
     step = max(1, 1 << max((total - 1).bit_length() - 3, 0))
     return max(math.ceil(total / step) * step, max_tiles)
+
+
+def tiles_reserved(counts: Sequence[int], max_tiles: int) -> int:
+    """Tiles reserved for each picture: as many as the model ever makes, or a single one where all make do with it."""
+    return max_tiles if max(counts) > 1 else 1

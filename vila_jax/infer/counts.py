@@ -11,13 +11,16 @@ class Counts:
     """Tokens of one prompt: text, and visual tokens without and with the budget (an upper bound for budgets that may
     leave slots unused). Videos count what is left of them after pooling.
 
-    `skipped` are the positions that no token has, where those that are left keep their original ones.
+    `skipped` are the positions that no token has, where those that are left keep their original ones. `cached` are the
+    tokens that were read before (`vila_jax.infer.prefixes`), `cached_images` the pictures that the tower need not see.
     """
 
     text: int
     visual_full: int
     visual_kept: int
     skipped: int = 0
+    cached: int = 0
+    cached_images: int = 0
 
     @property
     def prompt(self) -> int:

@@ -1,5 +1,6 @@
 """The engine: from requests to their tokens, logits or kept patches."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,10 +11,13 @@ from vila_jax.budgets import Budget
 from vila_jax.errors import BudgetError
 from vila_jax.hf.config import ModelConfig
 from vila_jax.infer.chosen import Chosen
-from vila_jax.infer.layout import Planner, Request
+from vila_jax.infer.image_cache import ImageCache
+from vila_jax.infer.layout import Layout, Planner, Request
 from vila_jax.infer.likelihood import Likelihood, Probe, pack_targets, unpack
 from vila_jax.infer.phases import Phases
+from vila_jax.infer.prefixes import PrefixCache
 from vila_jax.infer.programs import OnCompile, Programs
+from vila_jax.infer.resume import keeps_prefixes, resume
 from vila_jax.infer.run import Run
 from vila_jax.infer.sampler import SamplingOptions
 from vila_jax.vision.preprocess import ProcessedImage
@@ -27,9 +31,11 @@ class Engine:
     Args:
       graphdef, state: the model, from `vila_jax.hf.load`.
       config: its description.
-      dtype: of the computation and the cache.
+      dtype: of the computation.
+      cache_dtype: of keys and values; `int8` comes with scales. By default that of the computation.
       on_compile: called with the name of a program before it is compiled.
       between_tiles: see `Planner`.
+      image_cache: bytes of device memory for what the tower said of pictures; see `vila_jax.infer.image_cache`.
 
     Attributes:
       planner: lays out batches.
@@ -43,12 +49,15 @@ class Engine:
         config: ModelConfig,
         *,
         dtype: str,
+        cache_dtype: str | None = None,
         on_compile: OnCompile | None = None,
         between_tiles: int = 0,
+        image_cache: int = 0,
     ):
         self.config = config
         self.planner = Planner(config, dtype, config.pad_id or 0, between_tiles)
-        self.phases = Phases(Programs(graphdef, state, on_compile), config.vlm.decoder, dtype)
+        programs, cache = Programs(graphdef, state, on_compile), cache_dtype or dtype
+        self.phases = Phases(programs, config.vlm.decoder, cache, ImageCache(image_cache))
 
     def generate(
         self,
@@ -58,10 +67,28 @@ class Engine:
         *,
         budget: Budget | None,
         end_tokens: Sequence[int],
+        prefixes: PrefixCache | None = None,
     ) -> Run:
-        """Starts a batch. Errors of the requests are raised here, before anything runs on the device."""
-        layout = self.planner.layout(requests, budget, new_tokens)
-        return Run(self.phases, layout, sampling, new_tokens, end_tokens)
+        """Starts a batch. Errors of the requests are raised here, before anything runs on the device.
+
+        Args:
+          prefixes: what was read before, for a request that comes alone; what is read now is added to it.
+        """
+        before, keeper = None, None
+        if prefixes is not None and len(requests) == 1 and keeps_prefixes(self.planner, budget):
+            layout, before, keeper = resume(self.planner, requests[0], budget, new_tokens, prefixes)
+        else:
+            layout = self.planner.layout(requests, budget, new_tokens)
+        layout = self._with_cached_images(layout, requests)
+        return Run(self.phases, layout, sampling, new_tokens, end_tokens, before=before, on_end=keeper)
+
+    def _with_cached_images(self, layout: Layout, requests: Sequence[Request]) -> Layout:
+        """Counts the pictures that the tower need not see: seen ones, and those of what was read before."""
+        known = self.phases.images.known(layout.tiles)
+        read = sum(len(request.images) for request in requests) - len(known)  # they come first
+        cached = iter([True] * read + known)
+        counts = zip(layout.counts, [sum(next(cached) for _ in request.images) for request in requests], strict=True)
+        return dataclasses.replace(layout, counts=[dataclasses.replace(own, cached_images=n) for own, n in counts])
 
     def logits(self, request: Request, *, budget: Budget | None) -> Float[np.ndarray, "T C"]:
         """Float32 logits of all tokens of a spliced prompt; of a budget inside the decoder, of those that are left."""

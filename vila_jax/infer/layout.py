@@ -5,18 +5,19 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 
 from vila_jax.budgets import Budget, Step, capacity, make_plan, stack_plans, tokens_of_tile, total_tokens
 from vila_jax.budgets.tower import TowerReduction, make_reduction
 from vila_jax.errors import BudgetError, PromptError
 from vila_jax.hf.config import ModelConfig
-from vila_jax.infer.buckets import count_bucket, tile_bucket
+from vila_jax.infer.buckets import count_bucket, tile_bucket, tiles_reserved
 from vila_jax.infer.counts import Counts, check_lengths
 from vila_jax.infer.decoder_plan import DecoderPlan, Kept, Schedule, SparseSchedule, plan_decoder
 from vila_jax.infer.pools import PoolTable
 from vila_jax.infer.positions import base_positions, pad_rows, places_in_picture
 from vila_jax.infer.prefill import Prompts
+from vila_jax.infer.tiles import Packed, Tiles, by_size, pack, running, table
 from vila_jax.infer.vision import Pictures, Scales, Spec
 from vila_jax.text.slots import cache_bucket, expand, pad_batch, prompt_bucket
 from vila_jax.vision.geometry import TileGeometry
@@ -41,28 +42,7 @@ class Request:
     @property
     def images(self) -> list[ProcessedImage]:
         """All pictures, the frames of pooled videos among them."""
-        return [i for own in self.media for i in (own.frames if isinstance(own, PooledVideo) else (own,))]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tiles:
-    """All pictures of a batch.
-
-    Attributes:
-      pixels: their tiles one after another, padded with black ones; whole ones, then those of each smaller size.
-      scales: for models that see pictures at several scales, how blocks are put together from the tiles.
-      pictures: with a budget, what is known of every picture.
-      spec: the static part.
-      pools: with pooled videos, the visual tokens that every pooled one averages, see `visual_tokens`.
-      shown: with a step inside the tower, the patches of all tiles that show a picture rather than padding.
-    """
-
-    pixels: tuple[Float[np.ndarray, "_ 3 _ _"], ...]
-    scales: Scales | None
-    pictures: Pictures | None
-    spec: Spec
-    pools: Int[np.ndarray, "P W"] | None = None
-    shown: Bool[np.ndarray, "R N"] | None = None
+        return [image for medium in self.media for image in images_of(medium)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,40 +153,52 @@ class Planner:
           ContextLengthError: a prompt with its visual tokens and `new_tokens` does not fit the context.
           BudgetError: the budget cannot be met.
         """
-        if not requests:
-            raise PromptError("there is no prompt", where="prompt", fix="Give at least one.")
-        media = [medium for request in requests for medium in request.media]
-        images = [image for request in requests for image in request.images]
-        geometries = [image.geometry for image in images]
-        pools = self._pools(media, geometries, budget)
-        sources = iter(self._sources(geometries, budget))
-        original = self.keeps_positions(budget)
-        rows, bases, counts = [], [], []
-        for request in requests:
-            own = [segment for medium in request.media for segment in _segments_of(medium, sources, pools)]
-            rows.append(expand(request.token_ids, self.config.image_token_id, own))
-            full = sum(self._full_count(medium) for medium in request.media)
-            slots = [len(source) for source in own]
-            count = Counts(text=len(rows[-1][0]) - sum(slots), visual_full=full, visual_kept=sum(slots))
-            if original:
-                spans = [self.visual_span(image.geometry, budget) for image in request.images]
-                base, end = base_positions(request.token_ids, self.config.image_token_id, slots, spans)
-                bases.append(base)
-                count = dataclasses.replace(count, skipped=end - count.prompt)
-            counts.append(count)
-        check_lengths(counts, new_tokens, self.config.context_length)
+        rows, pools = self.rows(requests, budget, new_tokens)
+        images, counts = [image for request in requests for image in request.images], [row.count for row in rows]
         tiles = self.tiles(images, budget) if images else None
         if tiles is not None and pools is not None:
             tiles = dataclasses.replace(tiles, pools=pools.index(count_bucket(len(images))))
         limit, longest = self.config.context_length, max(count.prompt for count in counts)
-        padded = pad_batch(rows, prompt_bucket(longest, limit), count_bucket(len(rows)), self.pad_id)
-        in_batch = pad_rows(bases, padded.token_ids.shape) if original and images else None
+        arrays = [(row.token_ids, row.source) for row in rows]
+        padded = pad_batch(arrays, prompt_bucket(longest, limit), count_bucket(len(rows)), self.pad_id)
+        bases = [row.base for row in rows if row.base is not None]
+        in_batch = pad_rows(bases, padded.token_ids.shape) if bases and images else None
         prompts = Prompts(padded.token_ids, padded.source, padded.lengths, in_batch)
         length = max(cache_bucket(longest + new_tokens, limit), padded.token_ids.shape[1])
         plan = self._decoder_plan(budget, prompts, counts, length, new_tokens)
         if plan is None:
             return Layout(prompts, tiles, counts, (length,) * self.config.vlm.decoder.num_layers)
         return Layout(prompts, tiles, counts, plan.cache_lengths, plan.kept, plan.schedule)
+
+    def rows(
+        self, requests: Sequence[Request], budget: Budget | None, new_tokens: int
+    ) -> tuple[list["PromptRow"], PoolTable | None]:
+        """The rows of a batch, still of their own lengths, and what is pooled of its videos; errors as of `layout`."""
+        if not requests:
+            raise PromptError("there is no prompt", where="prompt", fix="Give at least one.")
+        geometries = [image.geometry for request in requests for image in request.images]
+        pools = self._pools([medium for request in requests for medium in request.media], geometries, budget)
+        sources = iter(self._sources(geometries, budget))
+        rows = [
+            self._row(request, [_segments_of(medium, sources, pools) for medium in request.media], budget)
+            for request in requests
+        ]
+        check_lengths([row.count for row in rows], new_tokens, self.config.context_length)
+        return rows, pools
+
+    def _row(self, request: Request, segments: list[list[Int[np.ndarray, " _"]]], budget: Budget | None) -> "PromptRow":
+        placeholder, own = self.config.image_token_id, [segment for medium in segments for segment in medium]
+        token_ids, source = expand(request.token_ids, placeholder, own)
+        slots = [len(segment) for segment in own]
+        full = sum(self._full_count(medium) for medium in request.media)
+        count = Counts(text=len(token_ids) - sum(slots), visual_full=full, visual_kept=sum(slots))
+        placeholders = [len(medium) for medium in segments]
+        if not self.keeps_positions(budget):
+            return PromptRow(token_ids, source, None, count, placeholders, slots, slots)
+        spans = [self.visual_span(image.geometry, budget) for image in request.images]
+        base, end = base_positions(request.token_ids, placeholder, slots, spans)
+        count = dataclasses.replace(count, skipped=end - count.prompt)
+        return PromptRow(token_ids, source, base, count, placeholders, slots, spans)
 
     def _decoder_plan(
         self, budget: Budget | None, prompts: Prompts, counts: list[Counts], cache_length: int, new_tokens: int
@@ -236,23 +228,21 @@ class Planner:
           BudgetError: the budget cannot be met.
         """
         geometries = [image.geometry for image in images]
-        rows = count_bucket(len(images))
-        pixels = tuple(self._padded([images[i].pixels for i in group]) for group in _by_size(geometries))
-        scales = self._scales(images, rows)
-        step, tower, most = self.token_step(budget), self.tower_step(budget), self._most_tiles(geometries)
-        spec = self.spec(budget, most)
+        rows, most = count_bucket(len(images)), self._most_tiles(geometries)
+        step, tower = self.token_step(budget), self.tower_step(budget)
+        packed = pack(images, self.max_tower_tiles, reduced=tower is not None)
+        scales, spec = self._scales(images, packed, rows), self.spec(budget, most)
         if step is None:
-            return Tiles(pixels, scales, None, spec)
+            return Tiles(tuple(images), packed, scales, None, spec, self.max_tower_tiles)
         salts = [zlib.crc32(image.pixels.tobytes()) for image in images]
         plans = [make_plan(step, own, most, salt, tower) for own, salt in zip(geometries, salts, strict=True)]
         first = self._first_tiles(geometries)
-        tiles = _numbered(first, [geometry.num_tiles for geometry in geometries], (rows, most))
-        shown = None if tower is None else _shown(geometries, sum(map(len, pixels)))
-        pictures = Pictures(tiles, stack_plans(plans, rows))
+        own_tiles = [start + np.arange(own.num_tiles) for start, own in zip(first, geometries, strict=True)]
+        pictures = Pictures(table(own_tiles, (rows, most)), stack_plans(plans, rows))
         if self.keeps_positions(budget):
             places = [self._places(geometry, budget)[0] for geometry in geometries]
             pictures = pictures._replace(places=pad_rows(places, (rows, most * self.tokens_per_tile)))
-        return Tiles(pixels, scales, pictures, spec, shown=shown)
+        return Tiles(tuple(images), packed, scales, pictures, spec, self.max_tower_tiles)
 
     def spec(self, budget: Budget | None, most: int) -> Spec:
         """The static part of a batch whose pictures have at most so many tiles."""
@@ -268,50 +258,38 @@ class Planner:
         left = tokens_of_tile(tower, self.config.vlm.vision.num_patches)
         return make_reduction(tower.tower_method, left, self.config.vlm)
 
-    def _padded(self, pictures: Sequence[Float[np.ndarray, "_ 3 h w"]]) -> Float[np.ndarray, "R 3 h w"]:
-        """The tiles of some pictures in one array, filled up to a bucket with black ones."""
-        counts = [len(pixels) for pixels in pictures]
-        missing = tile_bucket(counts, self._most(counts, self.max_tower_tiles)) - sum(counts)
-        return np.concatenate([*pictures, np.zeros((missing, *pictures[0].shape[1:]), pictures[0].dtype)])
-
-    def _scales(self, images: Sequence[ProcessedImage], rows: int) -> Scales | None:
+    def _scales(self, images: Sequence[ProcessedImage], packed: Packed, rows: int) -> Scales | None:
         """The tables of pictures that the tower sees at several scales, padded to common sizes."""
         if self.config.vlm.num_scales == 1:
             return None
-        counts = [len(image.pixels) for image in images]
         tables = [image.scales.index for image in images if image.scales is not None]
         assert len(tables) == len(images)
         index = np.full((rows, self._most_tiles([i.geometry for i in images]), *tables[0].shape[1:]), -1, np.int32)
-        for i, table in enumerate(tables):
-            index[i, : len(table)] = table
-        shape = rows, self._most(counts, self.max_tower_tiles)
-        return Scales(_numbered(_running(counts), counts, shape), index)
-
-    @staticmethod
-    def _most(counts: Sequence[int], maximum: int) -> int:
-        """Tiles reserved for a picture: as many as the model ever makes, or a single one where all make do with it."""
-        return maximum if max(counts) > 1 else 1
+        for i, own in enumerate(tables):
+            index[i, : len(own)] = own
+        most = tiles_reserved([len(image.pixels) for image in images], self.max_tower_tiles)
+        return Scales(table(packed.rows, (rows, most)), index)
 
     def _most_tiles(self, geometries: Sequence[TileGeometry]) -> int:
-        return self._most([geometry.num_tiles for geometry in geometries], self.max_tiles)
+        return tiles_reserved([geometry.num_tiles for geometry in geometries], self.max_tiles)
 
     def _first_tiles(self, geometries: Sequence[TileGeometry]) -> Int[np.ndarray, " I"]:
         """The row of every picture's first tile; blocks come in equal shares, as `compose` puts them together."""
-        return self._rows(geometries)[0]
+        return self._tile_rows(geometries)[0]
 
     def _num_rows(self, geometries: Sequence[TileGeometry]) -> int:
         """Tiles (blocks) of the batch, padding included."""
-        return self._rows(geometries)[1]
+        return self._tile_rows(geometries)[1]
 
-    def _rows(self, geometries: Sequence[TileGeometry]) -> tuple[Int[np.ndarray, " I"], int]:
+    def _tile_rows(self, geometries: Sequence[TileGeometry]) -> tuple[Int[np.ndarray, " I"], int]:
         if self.config.vlm.num_scales > 1:
             most = self._most_tiles(geometries)
             return np.arange(len(geometries)) * most, count_bucket(len(geometries)) * most
         firsts, end = np.zeros(len(geometries), int), 0
-        for group in _by_size(geometries):
+        for group in by_size(geometries):
             counts = [geometries[i].num_tiles for i in group]
-            firsts[group] = end + _running(counts)
-            end += tile_bucket(counts, self._most(counts, self.max_tiles))
+            firsts[group] = end + running(counts)
+            end += tile_bucket(counts, tiles_reserved(counts, self.max_tiles))
         return firsts, end
 
     def segment_tokens(self, geometry: TileGeometry, newline: int | None) -> list[Int[np.ndarray, " tokens"]]:
@@ -364,6 +342,29 @@ class Planner:
         return PoolTable(self.config.video.tsp, videos[0].frames[0].geometry.side, first)
 
 
+@dataclasses.dataclass(frozen=True)
+class PromptRow:
+    """A prompt with the slots of its visual tokens.
+
+    Attributes:
+      base: with original positions, see `Prompts`.
+      placeholders: of every medium.
+      slots, spans: of every placeholder: its tokens, and the positions that it takes up.
+    """
+
+    token_ids: Int[np.ndarray, " T"]
+    source: Int[np.ndarray, " T"]
+    base: Int[np.ndarray, " T"] | None
+    count: Counts
+    placeholders: list[int]
+    slots: list[int]
+    spans: list[int]
+
+
+def images_of(medium: Medium) -> Sequence[ProcessedImage]:
+    return medium.frames if isinstance(medium, PooledVideo) else (medium,)
+
+
 def _segments_of(
     medium: Medium, sources: Iterator[list[Int[np.ndarray, " tokens"]]], pools: PoolTable | None
 ) -> list[Int[np.ndarray, " tokens"]]:
@@ -372,30 +373,3 @@ def _segments_of(
         return next(sources)
     assert pools is not None
     return pools.add(np.concatenate([segment for _ in medium.frames for segment in next(sources)]))
-
-
-def _shown(geometries: Sequence[TileGeometry], rows: int) -> Bool[np.ndarray, "rows N"]:
-    """Patches of the batch's tiles that show a picture; those of the tiles that only fill it up count as shown."""
-    own = np.concatenate([geometry.real() for geometry in geometries])
-    return np.concatenate([own, np.ones((rows - len(own), own.shape[1]), bool)])
-
-
-def _by_size(geometries: Sequence[TileGeometry]) -> list[list[int]]:
-    """The pictures of whole tiles, then those of each smaller size."""
-    sizes = [geometry.corner or geometry.side for geometry in geometries]
-    return [[i for i, own in enumerate(sizes) if own == size] for size in sorted(set(sizes), reverse=True)]
-
-
-def _numbered(
-    firsts: Int[np.ndarray, " I"], counts: Sequence[int], shape: tuple[int, int]
-) -> Int[np.ndarray, "rows P"]:
-    """Row `i` counts from `firsts[i]`, `counts[i]` entries of it; the others are 0."""
-    table = np.zeros(shape, np.int32)
-    for row, first, count in zip(table, firsts, counts, strict=False):
-        row[:count] = first + np.arange(count)
-    return table
-
-
-def _running(counts: Sequence[int]) -> Int[np.ndarray, " I"]:
-    """Where each of the things begins that follow one another in these numbers."""
-    return np.cumsum([0, *counts[:-1]])

@@ -9,12 +9,23 @@ from jaxtyping import Array, Bool, Float, Int
 from vila_jax.budgets import Selection
 from vila_jax.infer.decode import Progress, decode_chunk
 from vila_jax.infer.decoder_plan import Schedule, SparseSchedule, Stages
-from vila_jax.infer.layout import Layout, Tiles
+from vila_jax.infer.image_cache import ImageCache
+from vila_jax.infer.layout import Layout
 from vila_jax.infer.likelihood import Targets, target_log_probs
-from vila_jax.infer.prefill import Prompts, prefill, prompt_embeddings, prompt_logits, tokens_left
+from vila_jax.infer.prefill import (
+    Before,
+    Prompts,
+    Room,
+    lengthened,
+    prefill,
+    prompt_embeddings,
+    prompt_logits,
+    tokens_left,
+)
 from vila_jax.infer.programs import Programs
 from vila_jax.infer.sampler import Sampler
-from vila_jax.infer.vision import Encoded, VisualTokens, encode_tiles, selection, visual_tokens
+from vila_jax.infer.tiles import Tiles
+from vila_jax.infer.vision import VisualTokens, selection, visual_tokens
 from vila_jax.nn.config import DecoderConfig
 
 CHUNK = 8
@@ -26,29 +37,30 @@ class Phases:
 
     Args:
       programs: compiles.
-      config, dtype: of the decoder and its cache.
+      config: of the decoder.
+      cache_dtype: of keys and values; `int8` comes with scales.
+      images: what the tower said of earlier pictures.
     """
 
-    def __init__(self, programs: Programs, config: DecoderConfig, dtype: str):
-        self.programs, self._config, self._dtype = programs, config, dtype
+    def __init__(self, programs: Programs, config: DecoderConfig, cache_dtype: str, images: ImageCache):
+        self.programs, self.images, self._config, self.cache_dtype = programs, images, config, cache_dtype
 
     def visual_tokens(self, tiles: Tiles | None) -> VisualTokens | None:
         """The visual tokens of all pictures of a batch; None without pictures."""
         if tiles is None:
             return None
-        encoded = self._encode(tiles)
+        encoded = self.images.encode(self.programs, tiles)
         parts = encoded, tiles.scales, tiles.pictures, tiles.pools
         return self.programs.call("visual tokens", visual_tokens, *parts, spec=tiles.spec)
 
     def selection(self, tiles: Tiles) -> Selection:
         """The patches that the budget keeps."""
-        return self.programs.call(
-            "selection", selection, self._encode(tiles), tiles.scales, tiles.pictures, spec=tiles.spec
-        )
+        encoded = self.images.encode(self.programs, tiles)
+        return self.programs.call("selection", selection, encoded, tiles.scales, tiles.pictures, spec=tiles.spec)
 
     def features(self, tiles: Tiles) -> Float[Array, "R N Dv"]:
         """What the tower says of the patches of all tiles."""
-        return self._encode(tiles).features
+        return self.images.encode(self.programs, tiles).features
 
     def embeddings(
         self, prompts: Prompts, visual: VisualTokens | None
@@ -75,16 +87,28 @@ class Phases:
         )
 
     def prefill(
-        self, layout: Layout, sampler: Sampler, limit: Int[np.ndarray, " B"], ends: Int[np.ndarray, " E"]
+        self,
+        layout: Layout,
+        visual: VisualTokens | None,
+        sampler: Sampler,
+        limit: Int[np.ndarray, " B"],
+        ends: Int[np.ndarray, " E"],
+        before: Before | None = None,
     ) -> Progress:
-        """From pixels and prompts to the first token of every row."""
+        """From prompts and visual tokens to the first token of every row.
+
+        Args:
+          before: what was read of the row before; it is copied and stays as it is.
+        """
+        if before is not None:  # copied by a program of its own, lest this one be compiled for every length before
+            longer = self.programs.call("copy of a cache", lengthened, before.cache, lengths=layout.cache_lengths)
+            before = before._replace(cache=longer)
         return self.programs.call(
-            "prefill",
+            "prefill" if before is None else "prefill of the rest",
             prefill,
-            *(layout.prompts, self.visual_tokens(layout.tiles), sampler, limit, ends, layout.kept),
-            config=self._config,
-            dtype=self._dtype,
-            cache_lengths=layout.cache_lengths,
+            *(layout.prompts, visual, sampler, limit, ends, layout.kept, before),
+            donate=("before",),
+            room=Room(self._config, self.cache_dtype, layout.cache_lengths),
             schedule=layout.schedule,
         )
 
@@ -109,11 +133,6 @@ class Phases:
     ) -> None:
         """Makes the coming calls of `decode` fast."""
         self._decode(self.programs.compile, schedule, progress, stopped, sampler, ends)
-
-    def _encode(self, tiles: Tiles) -> Encoded:
-        spec = tiles.spec
-        static = {"dtype": spec.dtype, "wanted": spec.wanted, "reduction": spec.reduction}
-        return self.programs.call("vision tower", encode_tiles, tiles.pixels, tiles.shown, **static)
 
     def _decode(self, do: Callable[..., Any], schedule: Schedule | SparseSchedule | None, *arrays: Any) -> Any:
         stages = Stages() if schedule is None else schedule.stages

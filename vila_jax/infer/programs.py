@@ -46,7 +46,7 @@ class Programs:
           static: keyword arguments that are part of the program.
         """
         leaves, structure = jax.tree.flatten(args)
-        key = (function, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), tuple(static.items()))
+        key = (function, structure, tuple(map(_form, leaves)), donate, tuple(static.items()))
         if key not in self._compiled:
             jax.block_until_ready(args)  # work under way is not compile time
             start = time.perf_counter()
@@ -55,3 +55,10 @@ class Programs:
             self._compiled[key] = jitted.lower(self.graphdef, self.state, *args, **static).compile()
             self.compile_time += time.perf_counter() - start
         return self._compiled[key]
+
+
+def _form(leaf: Any) -> Hashable:
+    """What a program is compiled for: shape and dtype, and on several devices how they share the array."""
+    sharding = getattr(leaf, "sharding", None)
+    several = sharding is not None and len(sharding.device_set) > 1
+    return leaf.shape, leaf.dtype, sharding if several else None

@@ -3,16 +3,22 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Bool, Int
 
 from vila_jax.infer.counts import Counts
+from vila_jax.infer.decode import Progress
+from vila_jax.infer.decoder_plan import Schedule, SparseSchedule
 from vila_jax.infer.layout import Layout
 from vila_jax.infer.phases import Phases
+from vila_jax.infer.prefill import Before
 from vila_jax.infer.sampler import Sampler, SamplingOptions
+
+OnEnd = Callable[[Progress, Bool[Array, " V"] | None, list[list[int]]], None]
+"""Takes what a run leaves: where it stands, which visual tokens are used, and all new tokens of the real rows."""
 
 
 @dataclasses.dataclass
@@ -46,6 +52,8 @@ class Run:
       sampling: options of the real rows.
       new_tokens: that each row may generate.
       end_tokens: tokens that finish a row.
+      before: what was read before of the one row, of which `layout` is the rest.
+      on_end: called once, when the run is over or given up.
 
     Attributes:
       counts: tokens of every prompt; those kept are exact from the first chunk on.
@@ -59,10 +67,13 @@ class Run:
         sampling: Sequence[SamplingOptions],
         new_tokens: int,
         end_tokens: Sequence[int],
+        *,
+        before: Before | None = None,
+        on_end: OnEnd | None = None,
     ):
         self.counts: list[Counts] = layout.counts
         self.timings = Timings()
-        self._phases = phases
+        self._phases, self._before, self._on_end = phases, before, on_end
         self._stopped: set[int] = set()
         filler = len(layout.prompts.token_ids) - len(sampling)
         self._sampler = Sampler.of([*sampling, *[SamplingOptions()] * filler])
@@ -73,26 +84,51 @@ class Run:
     def __iter__(self) -> Iterator[Chunk]:
         return self._chunks
 
+    def close(self) -> None:
+        """Gives the batch up, if it is not over."""
+        self._chunks.close()
+
     def stop(self, row: int) -> None:
         """Ends a row; the others go on."""
         self._stopped.add(row)
 
-    def _generate(self, layout: Layout) -> Iterator[Chunk]:
-        phases, rows = self._phases, len(self.counts)
+    def _generate(self, layout: Layout) -> Generator[Chunk, None, None]:
+        yield from self._steps(layout.schedule, *self._prefill(layout))
+
+    def _prefill(self, layout: Layout) -> tuple[Progress, Bool[Array, " V"] | None]:
+        """Where the rows stand behind their prompts, and which visual tokens are used."""
         with self._clock("prefill"):
-            progress = jax.block_until_ready(phases.prefill(layout, self._sampler, self._limit, self._ends))
-        self._settle_counts(np.asarray(progress.lengths)[:rows])
-        done = np.asarray(progress.done)
-        if not done.all():  # compiled before the first token is handed out, so that a stream does not stall after it
-            with self._clock("decode"):
-                phases.compile_decode(progress, self._stopped_rows(), self._sampler, self._ends, layout.schedule)
-        yield Chunk([[int(token)] for token in np.asarray(progress.token)[:rows]], done[:rows].tolist())
-        while not (done | self._stopped_rows()).all():
-            with self._clock("decode"):
-                chunk = phases.decode(progress, self._stopped_rows(), self._sampler, self._ends, layout.schedule)
-                progress, tokens = jax.block_until_ready(chunk)
-            done = np.asarray(progress.done)
-            yield Chunk([row[row >= 0].tolist() for row in np.asarray(tokens)[:rows]], done[:rows].tolist())
+            visual = self._phases.visual_tokens(layout.tiles)
+            arrays = visual, self._sampler, self._limit, self._ends, self._before
+            progress = jax.block_until_ready(self._phases.prefill(layout, *arrays))
+        self._before = None  # nothing here keeps its memory any longer
+        self._settle_counts(np.asarray(progress.lengths)[: len(self.counts)])
+        return progress, None if visual is None else visual.valid
+
+    def _steps(
+        self, schedule: Schedule | SparseSchedule | None, progress: Progress | None, valid: Bool[Array, " V"] | None
+    ) -> Generator[Chunk, None, None]:
+        """The first token of every row, then chunk by chunk the others."""
+        assert progress is not None
+        phases, done = self._phases, np.asarray(progress.done)
+        known = chunk = [[int(token)] for token in np.asarray(progress.token)[: len(self.counts)]]
+        try:
+            if not done.all():  # compiled before the first token is handed out, lest a stream stall after it
+                with self._clock("decode"):
+                    phases.compile_decode(progress, self._stopped_rows(), self._sampler, self._ends, schedule)
+            yield Chunk(chunk, done[: len(chunk)].tolist())
+            while not (done | self._stopped_rows()).all():
+                given, progress = progress, None  # its memory is taken over
+                with self._clock("decode"):
+                    result = phases.decode(given, self._stopped_rows(), self._sampler, self._ends, schedule)
+                    progress, tokens = jax.block_until_ready(result)
+                done = np.asarray(progress.done)
+                chunk = [row[row >= 0].tolist() for row in np.asarray(tokens)[: len(chunk)]]
+                known = [[*old, *new] for old, new in zip(known, chunk, strict=True)]
+                yield Chunk(chunk, done[: len(chunk)].tolist())
+        finally:
+            if progress is not None and self._on_end is not None:
+                self._on_end(progress, valid, known)
 
     def _stopped_rows(self) -> Bool[np.ndarray, " B"]:
         return np.isin(np.arange(len(self._limit)), list(self._stopped))

@@ -51,9 +51,15 @@ class Raters(NamedTuple):
 
 
 def run_shortened(
-    decoder: Decoder, tokens: Tokens, schedule: Schedule, kept: Kept, cache: Cache | None = None
+    decoder: Decoder,
+    tokens: Tokens,
+    schedule: Schedule,
+    kept: Kept,
+    cache: Cache | None = None,
+    *,
+    last_only: bool = False,
 ) -> tuple[Tokens, Cache | None, Int[Array, "S B"]]:
-    """Runs all blocks (not the final norm).
+    """Runs all blocks (not the final norm); for `last_only` see `vila_jax.infer.prefill.read`.
 
     Returns:
       The tokens that are left, the filled cache, and how many tokens each row has lost in front of the layers behind
@@ -64,9 +70,9 @@ def run_shortened(
     written: list[LayerCache] = []
     lost = []
 
-    def run(tokens: Tokens, layers: range) -> Tokens:
+    def run(tokens: Tokens, layers: range, only: Int[Array, " B"] | None = None) -> Tokens:
         own = None if cache is None else cache[layers.start : layers.stop]
-        x, own = decoder.run(tokens.x, tokens.positions, layers, own)
+        x, own = decoder.run(tokens.x, tokens.positions, layers, own, only=only)
         written.extend(own or ())
         return tokens._replace(x=x)
 
@@ -81,7 +87,7 @@ def run_shortened(
             tokens = shorten(tokens, scores, counts, stage, schedule)
         lost.append(whole - tokens.lengths)
         first = cut
-    tokens = run(tokens, range(first, len(decoder.layers)))
+    tokens = run(tokens, range(first, len(decoder.layers)), tokens.lengths - 1 if last_only else None)
     return tokens, None if cache is None else tuple(written), jnp.stack(lost)
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vila_jax.budgets.select import keep_top
 from vila_jax.infer.decoder_plan import Kept, SparseSchedule
 from vila_jax.infer.shorten import Tokens
+from vila_jax.nn.cache import length
 from vila_jax.nn.decoder import Cache, Decoder
 from vila_jax.nn.focus import Focus
 
@@ -37,9 +38,15 @@ def focus_on(watched: Watched, decider: Int[Array, " B"], room: int) -> Focus:
 
 
 def run_sparse(
-    decoder: Decoder, tokens: Tokens, schedule: SparseSchedule, kept: Kept, cache: Cache | None = None
+    decoder: Decoder,
+    tokens: Tokens,
+    schedule: SparseSchedule,
+    kept: Kept,
+    cache: Cache | None = None,
+    *,
+    last_only: bool = False,
 ) -> tuple[Tokens, Cache | None, Watched]:
-    """Runs all blocks (not the final norm).
+    """Runs all blocks (not the final norm); for `last_only` see `vila_jax.infer.prefill.read`.
 
     Returns:
       The tokens, the filled cache, and what generated tokens choose among.
@@ -48,10 +55,11 @@ def run_sparse(
     focus = focus_on(watched, tokens.lengths - 1, schedule.room)
     before, behind = (None, None) if cache is None else (cache[:layer], cache[layer:])
     x, before = decoder.run(tokens.x, tokens.positions, range(layer), before)
-    x, behind = decoder.run(x, tokens.positions, range(layer, len(decoder.layers)), behind, focus=focus)
+    layers, only = range(layer, len(decoder.layers)), tokens.lengths - 1 if last_only else None
+    x, behind = decoder.run(x, tokens.positions, layers, behind, focus=focus, only=only)
     tokens = tokens._replace(x=x)
     if before is None or behind is None:
         return tokens, None, watched
-    entries = behind[0][0].shape[-2]
-    visual = jnp.pad(tokens.visual, ((0, 0), (0, entries - tokens.visual.shape[1])))
+    room = length(behind[0][0]) - tokens.visual.shape[1]
+    visual = jnp.pad(tokens.visual, ((0, 0), (0, room)))
     return tokens, (*before, *behind), watched._replace(visual=visual)

@@ -63,13 +63,12 @@ def attention(
         if causal or any(given is not None for given in (lengths, offset, segments)):
             raise ValueError("key_bias goes with none of causal, lengths, offset, window and segments")
         return _biased_attention(q, k, v, key_bias, implementation)
-    plain = offset is None and segments is None and k.ndim == 4
-    if implementation is None:
-        implementation = choose_implementation(q.dtype, q.shape[-1], jax.default_backend()) if plain else "xla"
-    if implementation != "xla" and not plain:
-        raise ValueError(
-            f"{implementation} attention knows neither offset nor segments: leave the choice of kernel open"
-        )
+    known = offset is None and k.ndim == 4  # to fast kernels
+    packed = segments is not None
+    if implementation is None and known:
+        implementation = choose_implementation(q.dtype, q.shape[-1], jax.default_backend(), packed=packed)
+    if implementation in ("cudnn", "splash") and (not known or (packed and implementation != "cudnn")):
+        raise ValueError(f"{implementation} attention does not know these arguments: leave the choice of kernel open")
     if implementation == "splash":
         return _splash_attention(q, k, v, causal=causal, lengths=lengths, window=window)
     if implementation == "cudnn":
@@ -77,13 +76,14 @@ def attention(
             q,
             k.swapaxes(1, 2),
             v.swapaxes(1, 2),
+            mask=None if segments is None else _same_segment(segments)[:, None],
             is_causal=causal,
             key_value_seq_lengths=lengths,
             local_window_size=None if window is None else (window - 1, 0),
             implementation="cudnn",
         )
-    if causal and plain and q.shape[1] == k.shape[-2] and q.shape[1] >= 2 * _MIN_BLOCK:
-        return _causal_blocks(q, k, v, lengths, window)
+    if causal and segments is None and q.shape[1] >= 2 * _MIN_BLOCK and (offset is not None or _is_square(q, k)):
+        return _causal_blocks(q, k, v, lengths, offset, window)
     visible = _visible(
         q.shape[1], k.shape[-2], causal=causal, lengths=lengths, offset=offset, window=window, segments=segments
     )
@@ -142,34 +142,41 @@ def causal_block(queries: int) -> int:
     return max(_MIN_BLOCK, -(-queries // (4 * 64)) * 64)
 
 
+def _is_square(q: Float[Array, "B T N H"], k: Float[Array, "*rows K S H"]) -> bool:
+    """Whether queries and keys are the same tokens."""
+    return k.ndim == 4 and q.shape[1] == k.shape[2]
+
+
 def _causal_blocks(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B K T H"],
-    v: Float[Array, "B K T H"],
+    k: Float[Array, "*rows K S H"],
+    v: Float[Array, "*rows K S H"],
     lengths: Int[Array, " B"] | None,
+    offset: Int[Array, " B"] | None,
     window: int | None,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention in blocks of queries, each of which reads only the keys before its end.
+    """Causal attention in blocks of queries, so that a block's scores stay in the cache of the processor.
 
-    Four blocks leave out three eighths of the products and of the softmax, and a block's scores stay in the cache of
-    the processor.
+    Without an offset queries and keys are the same tokens, and each block reads only the keys before its end: four
+    blocks leave out three eighths of the products and of the softmax.
     """
     queries, blocks = q.shape[1], []
     size = causal_block(queries)
     for start in range(0, queries, size):
         end = min(queries, start + size)
-        first = 0 if window is None else max(0, start - window + 1)
-        offset = jnp.full(q.shape[0], start - first, jnp.int32)
+        first, stop = 0, k.shape[-2]
+        if offset is None:
+            first, stop = 0 if window is None else max(0, start - window + 1), end
         visible = _visible(
             end - start,
-            end - first,
+            stop - first,
             causal=True,
             lengths=None if lengths is None else lengths - first,
-            offset=offset,
+            offset=jnp.full(q.shape[0], start - first, jnp.int32) if offset is None else offset + start,
             window=window,
             segments=None,
         )
-        blocks.append(_xla_attention(q[:, start:end], k[:, :, first:end], v[:, :, first:end], visible))
+        blocks.append(_xla_attention(q[:, start:end], k[..., first:stop, :], v[..., first:stop, :], visible))
     return jnp.concatenate(blocks, axis=1)
 
 
@@ -244,17 +251,23 @@ def _visible(
     if lengths is not None:
         terms.append(key < lengths[:, None, None, None, None])
     if segments is not None:
-        own, other = segments[:, None, None, :, None], segments[:, None, None, None, :]
-        terms.append((own == other) | (other == 0))
+        terms.append(_same_segment(segments)[:, None, None])
     return functools.reduce(jnp.logical_and, terms) if terms else None
 
 
-def choose_implementation(dtype: jnp.dtype, head_dim: int, platform: str) -> Implementation:
-    """Flash attention where the device, dtype and head width allow it, XLA elsewhere."""
+def _same_segment(segments: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
+    """Whether a query may see a key: of its own segment, or of segment 0."""
+    own, other = segments[:, :, None], segments[:, None, :]
+    return (own == other) | (other == 0)
+
+
+def choose_implementation(dtype: jnp.dtype, head_dim: int, platform: str, *, packed: bool = False) -> Implementation:
+    """Flash attention where the device, dtype, head width and packed segments allow it, XLA elsewhere."""
     if platform == "tpu":
-        return "splash" if splash_works() else "xla"
+        return "splash" if not packed and splash_works() else "xla"
     fits = dtype in (jnp.float16, jnp.bfloat16) and head_dim % 8 == 0 and head_dim <= 128
-    return "cudnn" if platform == "gpu" and fits and cudnn_works() else "xla"
+    works = cudnn_packs if packed else cudnn_works
+    return "cudnn" if platform == "gpu" and fits and works() else "xla"
 
 
 @functools.cache
@@ -262,6 +275,18 @@ def cudnn_works() -> bool:
     """Runs cuDNN attention once on a tiny input; says once if it does not work here."""
     run = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
     return _works("cuDNN", run, (1, 128, 2, 64))
+
+
+@functools.cache
+def cudnn_packs() -> bool:
+    """As `cudnn_works`, for packed rows: with a mask, whose zeros and minus infinities it adds to the scores, and back.
+
+    With several devices it is not asked for: it refuses rows that a mesh splits into stretches of tokens.
+    """
+    mask = jnp.ones((1, 1, 128, 128), bool)
+    run = functools.partial(jax.nn.dot_product_attention, mask=mask, is_causal=True, implementation="cudnn")
+    gradients = jax.grad(lambda *arrays: run(*arrays).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+    return jax.device_count() == 1 and _works("cuDNN's packed", gradients, (1, 128, 2, 64))
 
 
 @functools.cache

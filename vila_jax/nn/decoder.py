@@ -3,7 +3,8 @@
 Layers are unrolled with one weight array each: at batch 1 a scan over stacked weights copies every slice at every step.
 Training stacks them, see `vila_jax.nn.stacked`.
 
-The cache is one key and one value array per layer, `[B, K, S, H]`, of static length. Row `b` uses the first `length[b]`
+The cache is one key and one value array per layer, `[B, K, S, H]`, of static length (or such arrays in eight bits with
+their scales, see `vila_jax.nn.cache`). Row `b` uses the first `length[b]`
 entries; prompts are padded on the right, so that entry `s` of the cache is always token `s` of its row:
 
     prefill   |p p p p p . . . . .|   writes entries 0..T-1, `.` is garbage that no query can see
@@ -22,31 +23,42 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from vila_jax.nn.attention import attention
+from vila_jax.nn.cache import Entries, empty_entries, read, write
 from vila_jax.nn.config import DecoderConfig
 from vila_jax.nn.focus import Focus, focused_attention, mean_weights
-from vila_jax.nn.layers import ACTIVATIONS, Linear, RMSNorm
+from vila_jax.nn.layers import ACTIVATIONS, Joined, Linear, RMSNorm
+from vila_jax.nn.once import traced_once
 from vila_jax.nn.params import normal, weight
+from vila_jax.nn.quantized import dequantize, product
 from vila_jax.nn.rope import apply_rope, rotary_angles
 from vila_jax.nn.stacked import Execution, run_blocks
 
-LayerCache = tuple[Float[Array, "*rows K _S H"], Float[Array, "*rows K _S H"]]  # S differs from layer to layer
+LayerCache = tuple[Entries, Entries]
 Cache = tuple[LayerCache, ...]
 Rotation = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 
 
 def empty_cache(config: DecoderConfig, batch: int, length: int | Sequence[int], dtype: DTypeLike) -> Cache:
-    """A cache for `batch` rows, of one static `length` or of one for each layer."""
+    """A cache for `batch` rows, of one static `length` or of one for each layer.
+
+    Args:
+      dtype: of its entries; `int8` for eight bits with scales.
+    """
     lengths = [length] * config.num_layers if isinstance(length, int) else length
     rows = () if batch == 1 else (batch,)
     shapes = [(*rows, config.num_kv_heads, own, config.head_dim) for own in lengths]
-    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes)
+    return tuple((empty_entries(shape, dtype), empty_entries(shape, dtype)) for shape in shapes)
 
 
 class CausalAttention(nnx.Module):
-    """Grouped-query attention with rotary positions, with or without a cache."""
+    """Grouped-query attention with rotary positions, with or without a cache.
+
+    Attributes:
+      qkv: in the place of `q`, `k` and `v` where they are joined, see `vila_jax.infer.fuse`.
+    """
 
     def __init__(self, config: DecoderConfig, window: int | None, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.head_dim, self.window = config.head_dim, window
@@ -57,6 +69,7 @@ class CausalAttention(nnx.Module):
         self.k = Linear(width, kv, ("kv_heads", "embed"), bias=bias, rngs=rngs, dtype=dtype)
         self.v = Linear(width, kv, ("kv_heads", "embed"), bias=bias, rngs=rngs, dtype=dtype)
         self.out = Linear(q, width, ("embed", "heads"), bias=config.out_bias, rngs=rngs, dtype=dtype)
+        self.qkv: Joined | None = nnx.data(None)
 
     def __call__(
         self,
@@ -66,45 +79,52 @@ class CausalAttention(nnx.Module):
         offset: Int[Array, " B"] | None,
         segments: Int[Array, "B T"] | None,
         focus: Focus | None = None,
-    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        batch, queries = x.shape[:2]
-        q, k, v = (project(x).reshape(batch, queries, -1, self.head_dim) for project in (self.q, self.k, self.v))
-        q, k = apply_rope(q, *rotation), apply_rope(k, *rotation)
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        only: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B #T D"], LayerCache | None]:
+        q, k, v = self._projected(x, rotation, only)
         if cache is not None:
-            cache = (_write(cache[0], k, offset), _write(cache[1], v, offset))
+            cache = (write(cache[0], k, offset), write(cache[1], v, offset))
         if cache is not None and offset is not None:
-            k, v = cache
+            k, v = read(cache[0], q.dtype), read(cache[1], q.dtype)
+        if only is not None:
+            offset = only if offset is None else only + offset
         if focus is None:
             out = attention(q, k, v, causal=True, offset=offset, window=self.window, segments=segments)
         else:
             out = focused_attention(q, k, v, focus, offset, self.window)
-        return self.out(out.reshape(batch, queries, -1)), cache
+        return self.out(out.reshape(*out.shape[:2], -1)), cache
+
+    def _projected(
+        self, x: Float[Array, "B T D"], rotation: Rotation, only: Int[Array, " B"] | None
+    ) -> tuple[Float[Array, "B #T N H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
+        """Queries, of `only` one token of each row perhaps, and keys and values of all."""
+        if only is None:
+            turns = rotation
+            projected = (self.q(x), self.k(x), self.v(x)) if self.qkv is None else self.qkv(x)
+        else:
+            asked, turns = token_at(x, only), (token_at(rotation[0], only), token_at(rotation[1], only))
+            parts = (self.q, self.k, self.v) if self.qkv is None else map(self.qkv.part, range(3))
+            projected = [part(own) for part, own in zip(parts, (asked, x, x), strict=True)]
+        q, k, v = (part.reshape(*part.shape[:2], -1, self.head_dim) for part in projected)
+        return apply_rope(q, *turns), apply_rope(k, *rotation).swapaxes(1, 2), v.swapaxes(1, 2)
 
     def weights(
         self, x: Float[Array, "B T D"], rotation: Rotation, queries: Int[Array, "B R"]
     ) -> Float[Array, "B R T"]:
         """Attention that the tokens at `queries` pay to all of them, averaged over heads; see `mean_weights`."""
-        k = self.k(x).reshape(*x.shape[:2], -1, self.head_dim)
+        project_q, project_k = (self.q, self.k) if self.qkv is None else map(self.qkv.part, (0, 1))
+        k = project_k(x).reshape(*x.shape[:2], -1, self.head_dim)
         rows, *angles = (jnp.take_along_axis(part, queries[:, :, None], axis=1) for part in (x, *rotation))
-        q = apply_rope(self.q(rows).reshape(*queries.shape, -1, self.head_dim), *angles)
+        q = apply_rope(project_q(rows).reshape(*queries.shape, -1, self.head_dim), *angles)
         return mean_weights(q, apply_rope(k, *rotation).swapaxes(1, 2), queries, self.window)
 
 
-def _write(
-    cache: Float[Array, "*rows K S H"], new: Float[Array, "B K T H"], offset: Int[Array, " B"] | None
-) -> Float[Array, "*rows K S H"]:
-    """Writes `new` at `offset` of each row (at the start when there is none); what does not fit is dropped."""
-    rows, new = cache.reshape(new.shape[0], *cache.shape[-3:]), new.astype(cache.dtype)
-    if offset is None:
-        return jax.lax.dynamic_update_slice(rows, new, (0, 0, 0, 0)).reshape(cache.shape)
-    entries = offset[:, None] + jnp.arange(new.shape[2])[None, :]
-    write_row = jax.vmap(lambda row, entry, value: row.at[:, entry].set(value, mode="drop"))
-    return write_row(rows, entries, new).reshape(cache.shape)
-
-
 class GatedMLP(nnx.Module):
-    """`down(act(gate(x)) * up(x))`."""
+    """`down(act(gate(x)) * up(x))`.
+
+    Attributes:
+      gate_up: in the place of `gate` and `up` where they are joined, see `vila_jax.infer.fuse`.
+    """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         width, hidden, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
@@ -112,9 +132,11 @@ class GatedMLP(nnx.Module):
         self.gate = Linear(width, hidden, ("mlp", "embed"), bias=bias, rngs=rngs, dtype=dtype)
         self.up = Linear(width, hidden, ("mlp", "embed"), bias=bias, rngs=rngs, dtype=dtype)
         self.down = Linear(hidden, width, ("embed", "mlp"), bias=bias, rngs=rngs, dtype=dtype)
+        self.gate_up: Joined | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(self.act(self.gate(x)) * self.up(x))
+        gate, up = (self.gate(x), self.up(x)) if self.gate_up is None else self.gate_up(x)
+        return self.down(self.act(gate) * up)
 
 
 class DecoderBlock(nnx.Module):
@@ -134,10 +156,29 @@ class DecoderBlock(nnx.Module):
         offset: Int[Array, " B"] | None,
         segments: Int[Array, "B T"] | None,
         focus: Focus | None = None,
-    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        attended, cache = self.attn(self.norm1(x), rotation, cache, offset, segments, focus)
-        x = x + attended
+        only: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B #T D"], LayerCache | None]:
+        attended, cache = self.attn(self.norm1(x), rotation, cache, offset, segments, focus, only)
+        x = attended + (x if only is None else token_at(x, only))
         return x + self.mlp(self.norm2(x)), cache
+
+
+def token_at(x: Shaped[Array, "B T *width"], index: Int[Array, " B"]) -> Shaped[Array, "B 1 *width"]:
+    """One token of each row."""
+    return jnp.take_along_axis(x, index.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
+
+
+@traced_once
+def _run(
+    block: DecoderBlock,
+    x: Float[Array, "B T D"],
+    rotation: Rotation,
+    cache: LayerCache,
+    offset: Int[Array, " B"] | None,
+    segments: Int[Array, "B T"] | None,
+    only: Int[Array, " B"] | None,
+) -> tuple[Float[Array, "B #T D"], LayerCache | None]:
+    return block(x, rotation, cache, offset, segments, only=only)
 
 
 class Decoder(nnx.Module):
@@ -146,6 +187,7 @@ class Decoder(nnx.Module):
     Attributes:
       layers: the blocks, in training perhaps as one; see `vila_jax.nn.stacked`.
       execution: how they are run where there is no cache.
+      embedding_scale, head_scale: of tables in fewer bits, `[C, g]`, see `vila_jax.nn.quantized`; else None.
     """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
@@ -158,9 +200,14 @@ class Decoder(nnx.Module):
         self.head = (
             None if config.tie_embeddings else weight(table, ("vocab", "embed"), normal(0.02), rngs=rngs, dtype=dtype)
         )
+        self.embedding_scale: nnx.Param | None = nnx.data(None)
+        self.head_scale: nnx.Param | None = nnx.data(None)
 
     def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.execution.place_table(self.embedding[...])[token_ids]
+        rows = self.execution.place_table(self.embedding[...])[token_ids]
+        if self.embedding_scale is None:
+            return rows
+        return dequantize(rows, self.embedding_scale[...][token_ids]).astype(self.norm.weight[...].dtype)
 
     def __call__(
         self,
@@ -169,7 +216,8 @@ class Decoder(nnx.Module):
         cache: Cache | None = None,
         offset: Int[Array, " B"] | None = None,
         segments: Int[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        only: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B #T D"], Cache | None]:
         """Runs the blocks and the final norm.
 
         Args:
@@ -178,11 +226,13 @@ class Decoder(nnx.Module):
           cache: filled and returned when given.
           offset: with a cache, index of the first token of each row in it; absent at prefill, which starts at 0.
           segments: without a cache, samples packed into one row; see `vila_jax.nn.attention`.
+          only: with a cache, the one token of each row whose hidden state is wanted. The last block makes keys and
+            values of all tokens, and the rest of its work is done for this one.
 
         Returns:
           Hidden states ready for `logits`, and the cache.
         """
-        x, cache = self.run(x, positions, range(len(self.layers)), cache, offset, segments)
+        x, cache = self.run(x, positions, range(len(self.layers)), cache, offset, segments, only=only)
         return self.norm(x), cache
 
     def run(
@@ -194,7 +244,8 @@ class Decoder(nnx.Module):
         offset: Int[Array, " B"] | None = None,
         segments: Int[Array, "B T"] | None = None,
         focus: Focus | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        only: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B #T D"], Cache | None]:
         """Runs some of the blocks.
 
         Args:
@@ -213,7 +264,12 @@ class Decoder(nnx.Module):
         written: list[LayerCache] = []
         for i in layers:
             with jax.named_scope(f"decoder_layer_{i}"):
-                x, own = self.layers[i](x, rotation, cache[i - layers.start], offset, segments, focus)
+                arrays = x, rotation, cache[i - layers.start], offset, segments
+                alone = only if i == layers.stop - 1 else None
+                if focus is None:
+                    x, own = _run(self.layers[i], *arrays, alone)
+                else:
+                    x, own = self.layers[i](*arrays, focus, alone)  # holds a function, which is no array
             assert own is not None  # a block with a cache gives it back
             written.append(own)
         return x, tuple(written)
@@ -238,5 +294,9 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
         """Scores of every vocabulary entry, float32."""
-        table = self.embedding if self.head is None else self.head
+        table, scale = self.embedding, self.embedding_scale
+        if self.head is not None:
+            table, scale = self.head, self.head_scale
+        if scale is not None:
+            return product(hidden, table[...], scale[...], jnp.float32)
         return jnp.einsum("...D,CD->...C", hidden, table[...], preferred_element_type=jnp.float32)

@@ -1,16 +1,22 @@
 """Linear layers, norms and activations shared by the tower, the projector and the decoder."""
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vila_jax.nn.config import Activation
 from vila_jax.nn.params import Axes, fan_in, ones, weight, zeros
+from vila_jax.nn.quantized import product as quantized_product
+
+_MANY = 64
+"""Rows from which on XLA for CPUs is given the weight of a product first."""
 
 
 def _quick_gelu(x: jax.Array) -> jax.Array:
@@ -31,13 +37,23 @@ def along_last(vector: jax.Array, ndim: int) -> jax.Array:
     return vector.reshape((1,) * (ndim - 1) + vector.shape)
 
 
+def product(x: Float[Array, "*batch i"], weight: Float[Array, "o i"]) -> Float[Array, "*batch o"]:
+    """`x W^T`.
+
+    XLA's products for CPUs are faster with the weight in front where rows are many (docs/performance.md).
+    """
+    if jax.default_backend() == "cpu" and math.prod(x.shape[:-1]) >= _MANY:
+        return jnp.moveaxis(jnp.einsum("oi,...i->o...", weight, x), 0, -1)
+    return jnp.einsum("...i,oi->...o", x, weight)
+
+
 class Linear(nnx.Module):
     """`y = x W^T + b`.
 
-    The weight stays `[out, in]` as in the published checkpoints, so that reading and writing them are renames; XLA
-    contracts either layout equally fast.
+    The weight stays `[out, in]` as in the published checkpoints, so that reading and writing them are renames.
 
     Attributes:
+      scale: of a weight in fewer bits, `[out, g]`, see `vila_jax.nn.quantized`; else None.
       lora: while it is trained, a low-rank addition to the weight; else None.
     """
 
@@ -47,12 +63,39 @@ class Linear(nnx.Module):
         shape = (out_features, in_features)
         self.weight = weight(shape, axes, fan_in(shape), rngs=rngs, dtype=dtype)
         self.bias = weight((out_features,), axes[:1], zeros, rngs=rngs, dtype=dtype) if bias else None
+        self.scale: nnx.Param | None = nnx.data(None)
         self.lora: LowRank | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        if self.scale is None:
+            y = product(x, self.weight[...])
+        else:
+            y = quantized_product(x, self.weight[...], self.scale[...], x.dtype)
         y = y if self.lora is None else y + self.lora(x)
         return y if self.bias is None else y + along_last(self.bias[...], y.ndim)
+
+
+class Joined(nnx.Module):
+    """Several `Linear`s of one input as one product: their weights one below the other.
+
+    Args:
+      parts: all with a bias or all without, in the same number of bits, and none with a `lora`.
+    """
+
+    def __init__(self, parts: Sequence[Linear]):
+        graphdefs, states = zip(*map(nnx.split, parts), strict=True)
+        self.widths = tuple(part.weight[...].shape[0] for part in parts)
+        arrays = [nnx.to_pure_dict(state) for state in states]
+        self.linear = nnx.merge(graphdefs[0], jax.tree.map(lambda *own: jnp.concatenate(own), *arrays))
+
+    def __call__(self, x: Float[Array, "*batch i"]) -> list[Float[Array, "*batch _o"]]:
+        return jnp.split(self.linear(x), np.cumsum(self.widths)[:-1], axis=-1)
+
+    def part(self, number: int) -> Linear:
+        """One of them by itself, whose weights are copied."""
+        rows = slice(sum(self.widths[:number]), sum(self.widths[: number + 1]))
+        graphdef, state = nnx.split(self.linear)
+        return nnx.merge(graphdef, jax.tree.map(lambda own: own[rows], nnx.to_pure_dict(state)))
 
 
 class LowRank(nnx.Module):

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from vila_jax.errors import ConfigError
 
@@ -69,7 +69,7 @@ class Execution:
         """States between two blocks, where they belong."""
         return x if self.sharding is None else jax.lax.with_sharding_constraint(x, self.sharding)
 
-    def place_table(self, table: Float[Array, "C D"]) -> Float[Array, "C D"]:
+    def place_table(self, table: Shaped[Array, "C D"]) -> Shaped[Array, "C D"]:
         """The table of embeddings, where it is read."""
         return table if self.table is None else jax.lax.with_sharding_constraint(table, self.table)
 

@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vila_jax.nn.attention import attention
 from vila_jax.nn.config import VisionConfig
 from vila_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, along_last
+from vila_jax.nn.once import traced_once
 from vila_jax.nn.params import fan_in, normal, ones, weight, zeros
 from vila_jax.nn.resize import resize_bicubic
 from vila_jax.nn.stacked import Execution, run_block, run_blocks
@@ -187,6 +188,7 @@ def _scaled(branch: Float[Array, "R P D"], scale: nnx.Param | None) -> Float[Arr
     return branch if scale is None else branch * along_last(scale[...], branch.ndim)
 
 
+@traced_once
 def _run(block: Block, x: Float[Array, "R P D"]) -> Float[Array, "R P D"]:
     return block(x)[0]
 

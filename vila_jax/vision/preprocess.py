@@ -8,6 +8,7 @@ All geometry happens on 8-bit pixels, so that what remains is a function of one 
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -52,6 +53,14 @@ class ProcessedImage:
     def image_size(self) -> Size:
         """(height, width) of the original picture, in pixels."""
         return self.geometry.image_size
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the pixels and of their shape: it names what a vision tower reads of the picture."""
+        pixels = np.ascontiguousarray(self.pixels)
+        made = hashlib.sha256(repr((pixels.shape, pixels.dtype.str)).encode())
+        made.update(pixels.data)
+        return made.digest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -167,6 +167,8 @@ def test_what_cannot_be_asked_fails_the_command_and_nothing_else(narrow, tmp_pat
         (["--tasks", "flickr8k_retrieval"], "asks for scores of pairs"),
         (["--tasks", "scenes", "--budget", "hirde:0.2"], "hirde"),
         (["--tasks", "gqa", "--data", "nowhere"], "testdev_balanced_questions.json"),
+        (["--tasks", "gqa", "--include", "dev/*"], "Write --data hub:OWNER/NAME."),
+        (["--tasks", "gqa", "--data", "hub:nobody/nothing"], "the Hub cannot be reached"),
     ],
 )
 def test_what_cannot_be_run_is_said_before_the_model_is_loaded(narrow, words, said, capsys, monkeypatch):
