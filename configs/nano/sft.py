@@ -17,7 +17,7 @@ STAGE = Stage(
     label_weight=0.25,
     rows=Rows(rows=8, tokens=640, tiles=20),
     data=Data("scenes:questions=0.8+scenes:text=0.08+scenes:documents=0.06+scenes:fewshot=0.06"),
-    steps=1600,
+    steps=4000,
     budgets=("full", "hired:0.4", "hired:0.15", "random:0.25"),
     optimizer=Optimizer("muon", b2=0.98, weight_decay=0.01, clip=1.0, warmup=0.06, last=0.01),
     compute=Compute(dtype="float32", remat="none", scan=False),

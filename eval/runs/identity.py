@@ -1,33 +1,22 @@
 """Which run this is: all that answers follow from, so that no two runs are mixed; and where and when it took place."""
 
 import collections
-import concurrent.futures
 import dataclasses
 import datetime
-import hashlib
 import importlib.metadata
-import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from etils import epath
 
 import vila_jax
 from eval.report import processor
 from vila_jax.budgets import Budget
-from vila_jax.hf.checkpoint import Checkpoint
+from vila_jax.hf.identity import checkpoint_hash, fingerprint
 from vila_jax.model import Model
-
-_TEXT_FILES = (
-    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"),
-)
-_BLOCK = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,25 +112,3 @@ def commit() -> dict[str, Any]:
 
     found, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     return {"commit": found and found.strip(), "dirty": None if changes is None else bool(changes)}
-
-
-def checkpoint_hash(checkpoint: Checkpoint) -> str:
-    """Over the contents of all weights and of the files that say how texts and pictures are prepared."""
-    weights = [checkpoint.shards[name].path for name in sorted(checkpoint.shards)]
-    folders = dict.fromkeys((checkpoint.folder, checkpoint.tokenizer_folder))
-    texts = [folder / name for folder in folders for name in _TEXT_FILES if (folder / name).exists()]
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing large blocks lets other threads run
-        return fingerprint(list(pool.map(_file_hash, [*weights, *texts])))
-
-
-def _file_hash(path: epath.Path) -> str:
-    found = hashlib.sha256()
-    with epath.Path(path).open("rb") as file:
-        while block := file.read(_BLOCK):
-            found.update(block)
-    return found.hexdigest()
-
-
-def fingerprint(values: Sequence[Any]) -> str:
-    """A hash of plain data."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

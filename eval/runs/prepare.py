@@ -9,11 +9,12 @@ from typing import Any
 
 from PIL import Image
 
-from eval.runs.identity import Generation, fingerprint
+from eval.runs.identity import Generation
 from eval.runs.items import Item
 from eval.runs.records import Record
 from vila_jax.batches import Bucket, bucket_of
 from vila_jax.budgets import Budget
+from vila_jax.hf.identity import fingerprint
 from vila_jax.infer.layout import Request
 from vila_jax.model import Model
 from vila_jax.text.messages import collect_images

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -54,6 +55,19 @@ def test_a_report_is_written_and_continued(vila_jax_cli, tmp_path, monkeypatch):
     assert (asked, timed) == (["random:0.4"], [3])  # a new row is asked for itself, and timed beside the others
     with (out / "budgets.csv").open(newline="") as stream:
         assert [row["method"] for row in csv.DictReader(stream)] == ["all tokens", "random", "hired"]
+
+
+def test_rows_of_other_weights_are_not_mixed(vila_jax_cli, tmp_path, monkeypatch, narrow):
+    """Under the same name: a model that was trained further."""
+    other = shutil.copytree(narrow, tmp_path / "other")
+    data = bytearray((other / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (other / "model.safetensors").write_bytes(data)
+    words = ("bench", "budgets", "nano", "--methods", "random", *QUICK, "--out", tmp_path / "out")
+    assert vila_jax_cli(*words)[0] == 0
+    monkeypatch.setattr(assets, "nano", lambda: other)
+    code, _, err = vila_jax_cli(*words)
+    assert code == 1 and "measured with another checkpoint_sha256" in err
 
 
 def test_one_object_on_stdout(vila_jax_cli, tmp_path, monkeypatch):

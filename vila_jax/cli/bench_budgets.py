@@ -157,10 +157,12 @@ def _load(args: argparse.Namespace, progress: Progress) -> "Model":
 def _settings(args: argparse.Namespace, model: "Model", load: Any) -> dict[str, Any]:
     """What rows must have in common to be compared; without folders of this machine."""
     from vila_jax.bench.results import environment
+    from vila_jax.hf.identity import checkpoint_hash
 
     return {
         "model": args.model if args.model == NANO else pathlib.PurePath(args.model).name,
         "revision": args.revision,
+        "checkpoint_sha256": checkpoint_hash(model.checkpoint),
         "dtype": model.engine.planner.dtype,
         **environment(),
         "batch": args.batch,
