@@ -64,7 +64,8 @@ def test_a_budget_shortens_what_is_counted(vila_jax_cli, tmp_path):
     full, kept = json.loads(text)["rows"]
     assert (full["case"]["budget"], kept["case"]["budget"]) == (None, "hired:0.25,alpha=0.5")
     assert (full["facts"]["visual_tokens"], kept["facts"]["visual_tokens"]) == (VISUAL, VISUAL // 4)
-    assert kept["facts"]["flops"] < full["facts"]["flops"] <= full["facts"]["program_flops"]
+    for counted in ("flops", "program_flops"):
+        assert kept["facts"][counted] < full["facts"][counted]
     assert "| hired:0.25,alpha=0.5 |" in page and "not edited by hand" in page
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -85,7 +86,8 @@ def rest_of(model, prefixes, request):
     network = nnx.merge(programs.graphdef, programs.state)
     cache = lengthened(programs.graphdef, programs.state, found.cache, lengths=layout.cache_lengths)
     visual = model.engine.phases.visual_tokens(layout.tiles)
-    tokens = embed(network, layout.prompts, visual, jnp.asarray(found.before.position))
+    prompts = jax.tree.map(jnp.asarray, layout.prompts)
+    tokens = embed(network, prompts, visual, jnp.asarray(found.before.position))
     left = read(network.decoder, tokens, None, None, cache, jnp.asarray(found.before.entries)).tokens
     return np.asarray(network.decoder.logits(left.x))[0, : int(left.lengths[0])], int(found.before.entries[0])
 
@@ -213,7 +215,7 @@ def test_media_are_read_whole():
     passage = Passage(names, (1,) * 6)
     prefixes = PrefixCache(ROOM)
     cut = Passage(names[:3], (1,) * 3)
-    prefixes.keep(cut, ((np.zeros((1, 8, 2)), np.zeros((1, 8, 2))),))
+    prefixes.keep(cut, ((jnp.zeros((1, 8, 2)), jnp.zeros((1, 8, 2))),))
     assert prefixes.find(passage).names == names[:1]
     assert prefixes.find(Passage((5, 6), (1, 1))) is None
 

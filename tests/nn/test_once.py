@@ -9,7 +9,7 @@ from flax import nnx
 from vila_jax.nn.config import DecoderConfig
 from vila_jax.nn.decoder import Decoder, DecoderBlock, empty_cache
 from vila_jax.nn.layers import LayerNorm, Linear
-from vila_jax.nn.once import traced_once
+from vila_jax.nn.once import traced_each, traced_once
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((3, 8)), jnp.float32)
 
@@ -57,6 +57,24 @@ def _operations(program) -> list[str]:
     return [line.split(", metadata=")[0] for line in program.as_text().splitlines() if " = " in line]
 
 
+def test_each_is_traced_for_those_who_listen():
+    heard, (graphdef, state) = [], nnx.split(nnx.List([Block(0), Block(1)]))
+
+    @traced_once
+    def run(block, x, more):
+        return block(x, more)
+
+    def forward(x):
+        for block in nnx.merge(graphdef, state):
+            linear = block.linear
+            block.linear = lambda x, linear=linear: heard.append(x.mean()) or linear(x)
+            with traced_each():
+                x, _ = run(block, x, None)
+        return jnp.stack(heard)
+
+    np.testing.assert_allclose(jax.jit(forward)(X)[0], X.mean(), rtol=1e-5)
+
+
 def test_other_shapes_and_absent_arguments_are_traced_anew():
     shapes = []
 
@@ -76,7 +94,7 @@ def test_layers_of_a_decoder_are_traced_once_for_each_window(monkeypatch, window
     config = DecoderConfig(17, 8, 12, 4, 2, 1, 4, 1e-5, 32, sliding_windows=windows)
     graphdef, state = nnx.split(Decoder(config, rngs=nnx.Rngs(0), dtype=jnp.float32))
     call, traced = DecoderBlock.__call__, []
-    monkeypatch.setattr(DecoderBlock, "__call__", lambda *args: traced.append(1) or call(*args))
+    monkeypatch.setattr(DecoderBlock, "__call__", lambda *args, **rest: traced.append(1) or call(*args, **rest))
     cache, positions = empty_cache(config, 1, 16, jnp.float32), jnp.arange(3 + len(windows))[None]
 
     def read(state):

@@ -4,14 +4,28 @@ Transformers unroll their layers, and JAX would run the same Python code for eve
 command and its first token, tracing takes more than reading the compiled program from the disk.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 from flax import nnx
 
 Result = TypeVar("Result")
+
+_each = contextvars.ContextVar("each", default=False)
+
+
+@contextlib.contextmanager
+def traced_each() -> Iterator[None]:
+    """Within it every module is traced by itself, as whoever listens in on what modules compute needs it."""
+    token = _each.set(True)
+    try:
+        yield
+    finally:
+        _each.reset(token)
 
 
 def traced_once(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -31,6 +45,8 @@ def traced_once(function: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(function)
     def call(module: nnx.Module, *args: Any) -> Result:
+        if _each.get():
+            return function(module, *args)
         return traced(*nnx.split(module), *args)
 
     return call

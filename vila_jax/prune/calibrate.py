@@ -19,6 +19,7 @@ from vila_jax.infer.prefill import Prompts, embed
 from vila_jax.infer.vision import Encoded, Scales, Spec, visual_tokens
 from vila_jax.model import Model
 from vila_jax.nn.layers import Linear
+from vila_jax.nn.once import traced_each
 from vila_jax.nn.vlm import VLM
 from vila_jax.prune.parts import part_name
 
@@ -90,7 +91,8 @@ def measure(
     model = nnx.merge(graphdef, state)
     means: Means = {}
     _listen(model, means, (jnp.arange(pixels.shape[0]) < tiles)[:, None], prompts, spec)
-    encoded = Encoded(*model.encode(pixels.astype(spec.dtype)))
+    with traced_each():
+        encoded = Encoded(*model.encode(pixels.astype(spec.dtype)))
     visual = visual_tokens(graphdef, state, encoded, scales, None, pools, spec=spec)
     tokens = embed(model, prompts, visual)
     model.decoder(tokens.x, tokens.positions)

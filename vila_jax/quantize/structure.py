@@ -110,6 +110,6 @@ def entry_bytes(head_dim: int, quantization: Quantization | None, itemsize: int)
     return FORMATS[quantization.kv].bits * head_dim // 8 + FLOAT32
 
 
-def is_quantized(array: Array) -> bool:
-    """Whether an array of a state holds numbers in fewer bits."""
+def is_quantized(array: Any) -> bool:
+    """Whether an array of a state, or its shape and dtype, holds numbers in fewer bits."""
     return jnp.dtype(array.dtype) in {jnp.dtype(form.dtype) for form in FORMATS.values()}
