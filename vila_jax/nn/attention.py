@@ -63,12 +63,7 @@ def attention(
         if causal or any(given is not None for given in (lengths, offset, segments)):
             raise ValueError("key_bias goes with none of causal, lengths, offset, window and segments")
         return _biased_attention(q, k, v, key_bias, implementation)
-    known = offset is None and k.ndim == 4  # to fast kernels
-    packed = segments is not None
-    if implementation is None and known:
-        implementation = choose_implementation(q.dtype, q.shape[-1], jax.default_backend(), packed=packed)
-    if implementation in ("cudnn", "splash") and (not known or (packed and implementation != "cudnn")):
-        raise ValueError(f"{implementation} attention does not know these arguments: leave the choice of kernel open")
+    implementation = _kernel(q, k, offset, segments, implementation)
     if implementation == "splash":
         return _splash_attention(q, k, v, causal=causal, lengths=lengths, window=window)
     if implementation == "cudnn":
@@ -90,6 +85,22 @@ def attention(
     if segments is not None:
         return _packed_attention(q, k, v, visible)
     return _xla_attention(q, k, v, visible)
+
+
+def _kernel(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "*rows K S H"],
+    offset: Int[Array, " B"] | None,
+    segments: Int[Array, "B S"] | None,
+    asked: Implementation | None,
+) -> Implementation:
+    """The kernel that was asked for, or the best one that knows these arguments."""
+    known, packed = offset is None and k.ndim == 4, segments is not None
+    if asked is None:
+        return choose_implementation(q.dtype, q.shape[-1], jax.default_backend(), packed=packed) if known else "xla"
+    if asked != "xla" and (not known or (packed and asked != "cudnn")):
+        raise ValueError(f"{asked} attention does not know these arguments: leave the choice of kernel open")
+    return asked
 
 
 def _splash_attention(*args: Array, **options: Any) -> Array:
