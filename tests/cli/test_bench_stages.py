@@ -66,6 +66,8 @@ def test_a_budget_shortens_what_is_counted(vila_jax_cli, tmp_path):
     assert (full["facts"]["visual_tokens"], kept["facts"]["visual_tokens"]) == (VISUAL, VISUAL // 4)
     for counted in ("flops", "program_flops"):
         assert kept["facts"][counted] < full["facts"][counted]
+    # programs multiply all of a mask, and leave out what nobody reads of the last block
+    assert 0.9 * full["facts"]["flops"] < full["facts"]["program_flops"] < 2 * full["facts"]["flops"]
     assert "| hired:0.25,alpha=0.5 |" in page and "not edited by hand" in page
 
 

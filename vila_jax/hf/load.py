@@ -36,7 +36,7 @@ OnTensor = Callable[[str, int, int], None]
 Part = tuple[tuple[int | None, int | None], ...]
 """A slice of every axis, as a key; empty for the whole."""
 
-_AHEAD = 8
+_AHEAD = 4
 """Tensors that are read while one is placed, each by a thread."""
 
 _POSITIONS = "vision_tower.embeddings.position"

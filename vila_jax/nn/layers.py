@@ -1,7 +1,6 @@
 """Linear layers, norms and activations shared by the tower, the projector and the decoder."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -14,9 +13,6 @@ from jaxtyping import Array, Float
 from vila_jax.nn.config import Activation
 from vila_jax.nn.params import Axes, fan_in, ones, weight, zeros
 from vila_jax.nn.quantized import product as quantized_product
-
-_MANY = 64
-"""Rows from which on XLA for CPUs is given the weight of a product first."""
 
 
 def _quick_gelu(x: jax.Array) -> jax.Array:
@@ -35,16 +31,6 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
 def along_last(vector: jax.Array, ndim: int) -> jax.Array:
     """A vector with leading axes of size one, so that it broadcasts against `ndim` axes without silent promotion."""
     return vector.reshape((1,) * (ndim - 1) + vector.shape)
-
-
-def product(x: Float[Array, "*batch i"], weight: Float[Array, "o i"]) -> Float[Array, "*batch o"]:
-    """`x W^T`.
-
-    XLA's products for CPUs are faster with the weight in front where rows are many (docs/performance.md).
-    """
-    if jax.default_backend() == "cpu" and math.prod(x.shape[:-1]) >= _MANY:
-        return jnp.moveaxis(jnp.einsum("oi,...i->o...", weight, x), 0, -1)
-    return jnp.einsum("...i,oi->...o", x, weight)
 
 
 class Linear(nnx.Module):
@@ -68,7 +54,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         if self.scale is None:
-            y = product(x, self.weight[...])
+            y = jnp.einsum("...i,oi->...o", x, self.weight[...])
         else:
             y = quantized_product(x, self.weight[...], self.scale[...], x.dtype)
         y = y if self.lora is None else y + self.lora(x)
