@@ -19,7 +19,7 @@ from vila_jax.dist.rules import ShardingRules
 from vila_jax.encoder import Encoder, Messages, is_single
 from vila_jax.errors import PromptError
 from vila_jax.hf.checkpoint import Checkpoint, open_checkpoint
-from vila_jax.hf.load import OnTensor, load_state
+from vila_jax.hf.load import OnTensor, plan_weights
 from vila_jax.infer.answers import Answers, Generation, Row
 from vila_jax.infer.engine import Engine, OnCompile
 from vila_jax.infer.fuse import check_one_device, fuse_products
@@ -188,6 +188,14 @@ class Model:
         )
         return Answers(run, rows, time.perf_counter() - start)
 
+    def wait(self) -> None:
+        """Waits for weights that are on their way, see `from_pretrained`.
+
+        Raises:
+          VilaError: what went wrong there.
+        """
+        self.engine.wait()
+
     def chat(self, system: str | None = None, *, prefixes: PrefixCache | None = None, **options: Any) -> Chat:
         """Begins a conversation of several turns, each of which reads only what is new; see `vila_jax.chat.Chat`."""
         return Chat(self, system=system, prefixes=prefixes, **options)
@@ -326,6 +334,7 @@ def from_pretrained(  # noqa: PLR0913 - the front door: all but the first are by
     image_cache: int = 0,
     quantize: Quantization | str | None = None,
     fuse: bool = False,
+    wait: bool = True,
 ) -> Model:
     """Loads a model from a folder or the Hugging Face Hub.
 
@@ -343,6 +352,8 @@ def from_pretrained(  # noqa: PLR0913 - the front door: all but the first are by
       image_cache: bytes of device memory for pictures that are not encoded again; 0 keeps none.
       quantize: weights and cache in fewer bits, e.g. `int8` or `int4,kv=int8`; see `vila_jax.quantize.spec`.
       fuse: whether products of one input become one, see `vila_jax.infer.fuse`; on one device alone.
+      wait: False returns while threads still read the weights, so that requests can be prepared and compiled
+        (`Answers.compile`); what runs first waits for them, as does `Model.wait`. With `fuse` they are waited for.
 
     Raises:
       QuantizationError: it cannot be parsed, or makes the model slower on this device.
@@ -359,19 +370,21 @@ def from_pretrained(  # noqa: PLR0913 - the front door: all but the first are by
     written = make_style(checkpoint, form.tokenizer, str(path_or_hub_id), style)
     preprocessor = make_preprocessor(checkpoint)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
-    graphdef, state = load_state(
-        checkpoint, dtype=dtype, mesh=mesh, rules=rules, quantization=quantization, on_tensor=on_tensor
-    )
+    plan = plan_weights(checkpoint, dtype=dtype, mesh=mesh, rules=rules, quantization=quantization)
+    graphdef, shapes, state = plan.graphdef, plan.shapes, plan.start_reading(on_tensor)
     if fuse:
-        graphdef, state = fuse_products(graphdef, state)
+        graphdef, shapes = fuse_products(graphdef, state.result())
     engine = Engine(
         graphdef,
-        state,
+        shapes if fuse else state,
         checkpoint.config,
         dtype=dtype.name,
         cache_dtype=None if quantization is None else quantization.kv,
         on_compile=on_compile,
         between_tiles=form.between_segments,
         image_cache=image_cache,
+        shapes=shapes,
     )
+    if wait:
+        engine.wait()
     return Model(checkpoint, engine, form, preprocessor, chosen, written, quantization)

@@ -41,7 +41,7 @@ def warm_up(
     batch: int = 1,
     sampling: SamplingOptions = _GREEDY,
 ) -> list[Warmed]:
-    """Compiles tower, visual tokens, prefill and decode, by answering prompts of these sizes with one token each.
+    """Compiles tower, visual tokens, prefill and decode for prompts of these sizes; runs nothing, and needs no weights.
 
     Args:
       buckets: lengths of prompts, visual tokens included, that are rounded up to what is compiled; by default one
@@ -87,8 +87,6 @@ def _compile(
 ) -> Warmed:
     engine, chosen = model.engine, parse_budget(budget, model.checkpoint)
     layout = engine.planner.layout(requests, chosen, new_tokens)
-    never = (-1,) * len(model.end_tokens)  # as many as ever, but decoding is compiled whatever the first token is
-    run = engine.generate(requests, [sampling] * len(requests), new_tokens, budget=chosen, end_tokens=never)
-    next(iter(run))
-    run.close()
+    run = engine.generate(requests, [sampling] * len(requests), new_tokens, budget=chosen, end_tokens=model.end_tokens)
+    run.compile()
     return Warmed(budget, layout.prompts.token_ids.shape[1], layout.cache_lengths[0], run.timings.compile)

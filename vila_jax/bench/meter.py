@@ -68,7 +68,7 @@ class Meter(Programs):
     """A model's programs, compiled anew. Watched calls wait for their result; others are as fast as ever."""
 
     def __init__(self, programs: Programs):
-        super().__init__(programs.graphdef, programs.state, programs.on_compile)
+        super().__init__(programs.graphdef, programs.state, programs.on_compile, programs.shapes)
         self._known: dict[int, Program] = {}  # by the identity of the executable, which lives as long as this
         self._calls: list[Call] | None = None
 
@@ -94,7 +94,7 @@ class Meter(Programs):
 
     def compile(
         self, name: str, function: Callable[..., Any], *args: Any, donate: tuple[str, ...] = (), **static: Hashable
-    ) -> Callable[..., Any]:
+    ) -> Any:
         before = self.compile_time
         program = super().compile(name, function, *args, donate=donate, **static)
         if id(program) not in self._known:

@@ -16,7 +16,7 @@ from vila_jax.cli.loading import load_model
 from vila_jax.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from vila_jax.infer.answers import Generation
+    from vila_jax.infer.answers import Answers, Generation
     from vila_jax.model import Model
 
 SUMMARY = "ask a model about pictures"
@@ -53,9 +53,12 @@ def run(args: argparse.Namespace) -> int:
     enable_compile_cache()
     start = time.perf_counter()
     with Progress(enabled=not args.json) as progress:
-        model = load_model(args, progress, budget=args.budget, style=args.style)
+        model = load_model(args, progress, budget=args.budget, style=args.style, wait=False)
+        answers = _asked(model, args, images)
+        answers.compile()
+        model.wait()
         loaded = time.perf_counter()
-        result = _answer(model, args, images, progress)
+        result = _answer(answers, args, progress)
     if args.json:
         terminal.print_json(_summary(result, loaded - start))
     else:
@@ -63,10 +66,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _answer(model: "Model", args: argparse.Namespace, images: list[Any], progress: Progress) -> "Generation":
+def _asked(model: "Model", args: argparse.Namespace, images: list[Any]) -> "Answers":
     from vila_jax.text.messages import VideoSource
 
-    progress.phase("preparing the request")
     videos = [] if args.video is None else [VideoSource(args.video, args.num_frames)]
     prompt: dict[str, Any] = {"prompt": args.prompt, "images": [*images, *videos]}
     if not args.raw_prompt:
@@ -74,7 +76,11 @@ def _answer(model: "Model", args: argparse.Namespace, images: list[Any], progres
         content += [{"type": "video", "video": video} for video in videos]
         content += [{"type": "text", "text": args.prompt}]
         prompt = {"messages": [{"role": "user", "content": content}]}
-    answers = model.answers(**prompt, **arguments.generation(args), ignore_eos=args.ignore_eos)
+    return model.answers(**prompt, **arguments.generation(args), ignore_eos=args.ignore_eos)
+
+
+def _answer(answers: "Answers", args: argparse.Namespace, progress: Progress) -> "Generation":
+    progress.phase("reading the request")
     pieces = (piece for [piece] in answers)
     if args.json or args.no_stream:
         _wait(pieces, progress)

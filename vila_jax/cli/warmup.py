@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         )
     files, _ = cache_size(folder)
     with Progress(enabled=not args.json) as progress:
-        model = load_model(args, progress)
+        model = load_model(args, progress, wait=False)  # nothing is run, so that nothing waits for weights
         progress.phase("compiling")
         start = time.perf_counter()
         warmed = warm_up(

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint into a model's state: checked as a whole first, then one tensor at a time.
+"""Weights of a checkpoint into a model's state: planned and checked as a whole first, then read one tensor at a time.
 
 Each tensor travels file -> host buffer -> its place on the devices, while threads read the next few. Beyond the
 parameters themselves, host memory holds no more than these.
@@ -9,8 +9,10 @@ import contextlib
 import dataclasses
 import functools
 import math
+import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -97,13 +99,35 @@ def load_state(
     checkpoint: Checkpoint,
     *,
     dtype: DTypeLike,
+    on_tensor: OnTensor | None = None,
+    **options: Any,
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Loads all weights of a checkpoint: `plan_weights`, and `WeightPlan.read` of it.
+
+    Args:
+      on_tensor: called after each tensor, for progress.
+      **options: see `plan_weights`.
+
+    Returns:
+      The graph definition of `vila_jax.nn.vlm.VLM` and its state.
+
+    Raises:
+      CheckpointError: see `plan_weights`. Raised before any device memory is touched.
+    """
+    plan = plan_weights(checkpoint, dtype=dtype, **options)
+    return plan.graphdef, plan.read(on_tensor)
+
+
+def plan_weights(
+    checkpoint: Checkpoint,
+    *,
+    dtype: DTypeLike,
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
     in_float32: Callable[[str], bool] | None = None,
     quantization: Quantization | None = None,
-    on_tensor: OnTensor | None = None,
-) -> tuple[nnx.GraphDef, nnx.State]:
-    """Loads all weights of a checkpoint.
+) -> "WeightPlan":
+    """Finds all weights of a checkpoint, and decides what becomes of them; reads none.
 
     Args:
       dtype: of the weights in memory, whatever they are stored in.
@@ -111,18 +135,12 @@ def load_state(
       quantization: of which weights fewer bits are kept; each is rounded, on the device, from what is stored before the
         next one is read.
       mesh: places the weights by `rules`; without it they go to the default device.
-      on_tensor: called after each tensor, for progress.
-
-    Returns:
-      The graph definition of `vila_jax.nn.vlm.VLM` and its state.
 
     Raises:
-      CheckpointError: tensors are missing, unexpected, mis-shaped or of an unsupported dtype. Raised before any tensor
-        is read and before any device memory is touched.
+      CheckpointError: tensors are missing, unexpected, mis-shaped or of an unsupported dtype.
     """
     graphdef, state = abstract_model(checkpoint.config.vlm, dtype, quantization)
-    flat = list(nnx.to_flat_state(state))
-    shapes = {dotted(path): leaf.get_value().shape for path, leaf in flat}
+    shapes = {dotted(path): leaf.get_value().shape for path, leaf in nnx.to_flat_state(state)}
     shardings = _shardings(state, shapes, mesh, rules)
     rounded = {name for name in shapes if quantization is not None and quantization.means(name)}
     stored = shapes.keys() - set(map(scale_name, rounded))
@@ -131,25 +149,78 @@ def load_state(
     def target(name: str) -> _Target:
         wanted = np.float32 if in_float32 is not None and in_float32(name) else dtype
         own = sources[name].dtype if name in rounded else np.dtype(wanted)
-        return _Target(sources[name], shapes[name], own, shardings[name])
+        return _Target(sources[name], shapes[name], own, shardings[name], name in rounded)
 
     targets = {name: target(name) for name in shapes if name in stored}
-    total, done, previous = sum(source.nbytes for source in sources.values()), 0, None
-    loaded: dict[str, jax.Array] = {}
-    with contextlib.closing(_read_ahead(targets.values())) as read:
-        for (name, own), parts in zip(targets.items(), read, strict=True):
-            arrays = {name: own.place(parts)}
-            if quantization is not None and name in rounded:
-                arrays = quantized(name, arrays[name], quantization, shardings)
-            # One transfer may overlap the next; more would pile up host buffers.
-            jax.block_until_ready(previous)
-            previous = arrays
-            loaded |= arrays
-            done += own.source.nbytes
+    return WeightPlan(graphdef, _placed(state, targets, shardings), targets, shardings, quantization)
+
+
+def _placed(
+    state: nnx.State, targets: Mapping[str, "_Target"], shardings: Mapping[str, NamedSharding | None]
+) -> nnx.State:
+    """Shapes of weights as they will lie on the devices."""
+
+    def placed(path: tuple[Any, ...], leaf: Any) -> Any:
+        name, shape = dotted(path), leaf.get_value()
+        dtype = shape.dtype if name not in targets or targets[name].rounded else targets[name].dtype
+        return leaf.replace(jax.ShapeDtypeStruct(shape.shape, dtype, sharding=shardings[name]))
+
+    return nnx.from_flat_state([(path, placed(path, leaf)) for path, leaf in nnx.to_flat_state(state)])
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightPlan:
+    """Where every weight of a model comes from, and where it goes.
+
+    Attributes:
+      graphdef: of `vila_jax.nn.vlm.VLM`.
+      shapes: its state before anything is read, with `jax.ShapeDtypeStruct` for weights.
+    """
+
+    graphdef: nnx.GraphDef
+    shapes: nnx.State
+    targets: Mapping[str, "_Target"]
+    shardings: Mapping[str, NamedSharding | None]
+    quantization: Quantization | None
+
+    def read(self, on_tensor: OnTensor | None = None) -> nnx.State:
+        """The state, read from the files.
+
+        Args:
+          on_tensor: called after each tensor, for progress; what it raises ends the reading.
+        """
+        total, done, previous = sum(own.source.nbytes for own in self.targets.values()), 0, None
+        loaded: dict[str, jax.Array] = {}
+        with contextlib.closing(_read_ahead(self.targets.values())) as read:
+            for (name, own), parts in zip(self.targets.items(), read, strict=True):
+                arrays = {name: own.place(parts)}
+                if self.quantization is not None and own.rounded:
+                    arrays = quantized(name, arrays[name], self.quantization, self.shardings)
+                # One transfer may overlap the next; more would pile up host buffers.
+                jax.block_until_ready(previous)
+                previous = arrays
+                loaded |= arrays
+                done += own.source.nbytes
+                if on_tensor is not None:
+                    on_tensor(own.source.name, done, total)
+        jax.block_until_ready(previous)
+        flat = nnx.to_flat_state(self.shapes)
+        return nnx.from_flat_state([(path, leaf.replace(loaded[dotted(path)])) for path, leaf in flat])
+
+    def start_reading(self, on_tensor: OnTensor | None = None) -> Future[nnx.State]:
+        """`read` in a thread of its own, which ends with the main thread, read or not."""
+
+        def unless_over(name: str, done: int, total: int) -> None:
+            if not threading.main_thread().is_alive():
+                raise RuntimeError("nobody waits for these weights any longer")
             if on_tensor is not None:
-                on_tensor(own.source.name, done, total)
-    jax.block_until_ready(previous)
-    return graphdef, nnx.from_flat_state([(path, leaf.replace(loaded[dotted(path)])) for path, leaf in flat])
+                on_tensor(name, done, total)
+
+        thread = ThreadPoolExecutor(1, thread_name_prefix="weights")
+        try:
+            return thread.submit(self.read, unless_over)
+        finally:
+            thread.shutdown(wait=False)
 
 
 def _shardings(
@@ -164,12 +235,13 @@ def _shardings(
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """A weight on its devices."""
+    """A weight on its devices; `rounded`, once it is there, to fewer bits."""
 
     source: Source
     shape: tuple[int, ...]
     dtype: np.dtype
     sharding: NamedSharding | None
+    rounded: bool
 
     @property
     def parts(self) -> list[Part]:

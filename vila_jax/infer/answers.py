@@ -108,6 +108,10 @@ class Answers:
     def __init__(self, run: Run, rows: list[Row], preprocess: float):
         self._run, self._rows, self._preprocess = run, rows, preprocess
 
+    def compile(self) -> None:
+        """Compiles all programs ahead of the iteration: runs nothing, and waits for no weights."""
+        self._run.compile()
+
     def __iter__(self) -> Generator[list[str], None, None]:
         with contextlib.closing(self._run):
             for chunk in self._run:

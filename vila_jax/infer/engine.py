@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import numpy as np
 from flax import nnx
@@ -29,13 +30,14 @@ class Engine:
     """Runs one model on the devices that hold its weights.
 
     Args:
-      graphdef, state: the model, from `vila_jax.hf.load`.
+      graphdef, state: the model, from `vila_jax.hf.load`. The state may still be on its way.
       config: its description.
       dtype: of the computation.
       cache_dtype: of keys and values; `int8` comes with scales. By default that of the computation.
       on_compile: called with the name of a program before it is compiled.
       between_tiles: see `Planner`.
       image_cache: bytes of device memory for what the tower said of pictures; see `vila_jax.infer.image_cache`.
+      shapes: of a state that is on its way.
 
     Attributes:
       planner: lays out batches.
@@ -45,7 +47,7 @@ class Engine:
     def __init__(
         self,
         graphdef: nnx.GraphDef,
-        state: nnx.State,
+        state: nnx.State | Future[nnx.State],
         config: ModelConfig,
         *,
         dtype: str,
@@ -53,11 +55,20 @@ class Engine:
         on_compile: OnCompile | None = None,
         between_tiles: int = 0,
         image_cache: int = 0,
+        shapes: nnx.State | None = None,
     ):
         self.config = config
         self.planner = Planner(config, dtype, config.pad_id or 0, between_tiles)
-        programs, cache = Programs(graphdef, state, on_compile), cache_dtype or dtype
+        programs, cache = Programs(graphdef, state, on_compile, shapes), cache_dtype or dtype
         self.phases = Phases(programs, config.vlm.decoder, cache, ImageCache(image_cache))
+
+    def wait(self) -> None:
+        """Waits for weights that are on their way.
+
+        Raises:
+          VilaError: what went wrong there.
+        """
+        _ = self.phases.programs.state
 
     def generate(
         self,

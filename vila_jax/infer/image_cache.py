@@ -69,9 +69,16 @@ class ImageCache:
         return [rows is not None and _has(rows, tiles.spec.wanted) for rows in held]
 
     def encode(self, programs: Programs, tiles: Tiles) -> Encoded:
-        """What the tower says of all tiles of a batch. Rows that only fill it up hold anything."""
+        """What the tower says of all tiles of a batch. Rows that only fill it up hold anything.
+
+        A rehearsal takes all pictures for new ones, and keeps nothing.
+        """
         if not self.is_on:
             return _encode(programs, tiles.packed, tiles)
+        if programs.is_rehearsal:
+            encoded = _encode(programs, tiles.packed, tiles)
+            programs.call("tiles apart", take_apart, encoded)
+            return encoded
         keys, wanted = _keys(tiles), tiles.spec.wanted
         looked_up = {key: self._held.get(key) for key in keys}
         found = {key: rows for key, rows in looked_up.items() if rows is not None and _has(rows, wanted)}

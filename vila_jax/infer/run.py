@@ -16,6 +16,7 @@ from vila_jax.infer.layout import Layout
 from vila_jax.infer.phases import Phases
 from vila_jax.infer.prefill import Before
 from vila_jax.infer.sampler import Sampler, SamplingOptions
+from vila_jax.infer.vision import VisualTokens
 
 OnEnd = Callable[[Progress, Bool[Array, " V"] | None, list[list[int]]], None]
 """Takes what a run leaves: where it stands, which visual tokens are used, and all new tokens of the real rows."""
@@ -73,16 +74,24 @@ class Run:
     ):
         self.counts: list[Counts] = layout.counts
         self.timings = Timings()
-        self._phases, self._before, self._on_end = phases, before, on_end
+        self._phases, self._layout, self._before, self._on_end = phases, layout, before, on_end
         self._stopped: set[int] = set()
         filler = len(layout.prompts.token_ids) - len(sampling)
         self._sampler = Sampler.of([*sampling, *[SamplingOptions()] * filler])
         self._limit = np.asarray([new_tokens] * len(sampling) + [0] * filler, np.int32)
         self._ends = np.asarray(end_tokens or [-1], np.int32)
-        self._chunks = self._generate(layout)
+        self._chunks = self._generate()
 
     def __iter__(self) -> Iterator[Chunk]:
         return self._chunks
+
+    def compile(self) -> None:
+        """Compiles all programs of the batch ahead of it: runs nothing, and waits for no weights."""
+        with self._clock("prefill"), self._phases.programs.rehearsal():
+            _, progress = self._read()
+            if max(self._limit) > 1:
+                arrays = self._stopped_rows(), self._sampler, self._ends, self._layout.schedule
+                self._phases.compile_decode(progress, *arrays)
 
     def close(self) -> None:
         """Gives the batch up, if it is not over."""
@@ -92,18 +101,21 @@ class Run:
         """Ends a row; the others go on."""
         self._stopped.add(row)
 
-    def _generate(self, layout: Layout) -> Generator[Chunk, None, None]:
-        yield from self._steps(layout.schedule, *self._prefill(layout))
+    def _generate(self) -> Generator[Chunk, None, None]:
+        yield from self._steps(self._layout.schedule, *self._prefill())
 
-    def _prefill(self, layout: Layout) -> tuple[Progress, Bool[Array, " V"] | None]:
+    def _prefill(self) -> tuple[Progress, Bool[Array, " V"] | None]:
         """Where the rows stand behind their prompts, and which visual tokens are used."""
         with self._clock("prefill"):
-            visual = self._phases.visual_tokens(layout.tiles)
-            arrays = visual, self._sampler, self._limit, self._ends, self._before
-            progress = jax.block_until_ready(self._phases.prefill(layout, *arrays))
+            visual, progress = jax.block_until_ready(self._read())
         self._before = None  # nothing here keeps its memory any longer
         self._settle_counts(np.asarray(progress.lengths)[: len(self.counts)])
         return progress, None if visual is None else visual.valid
+
+    def _read(self) -> tuple[VisualTokens | None, Progress]:
+        visual = self._phases.visual_tokens(self._layout.tiles)
+        arrays = visual, self._sampler, self._limit, self._ends, self._before
+        return visual, self._phases.prefill(self._layout, *arrays)
 
     def _steps(
         self, schedule: Schedule | SparseSchedule | None, progress: Progress | None, valid: Bool[Array, " V"] | None
