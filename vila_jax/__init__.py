@@ -18,6 +18,7 @@ from vila_jax.errors import VilaError
 
 if TYPE_CHECKING:
     from vila_jax.budgets import Budget
+    from vila_jax.infer.prefixes import PrefixCache
     from vila_jax.model import Model, from_pretrained
 
 # etils reads object stores through TensorFlow wherever that is installed, unless told otherwise before its import.
@@ -25,9 +26,14 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 
 __version__ = "0.1.0"
 
-__all__ = ["Budget", "Model", "VilaError", "errors", "from_pretrained"]
+__all__ = ["Budget", "Model", "PrefixCache", "VilaError", "errors", "from_pretrained"]
 
-_LAZY = {"Budget": "vila_jax.budgets", "Model": "vila_jax.model", "from_pretrained": "vila_jax.model"}
+_LAZY = {
+    "Budget": "vila_jax.budgets",
+    "Model": "vila_jax.model",
+    "PrefixCache": "vila_jax.infer.prefixes",
+    "from_pretrained": "vila_jax.model",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,6 @@ from tests.infer.checkpoints import photo
 from vila_jax.dist import make_mesh
 from vila_jax.errors import CheckpointError
 from vila_jax.hf.load import WeightPlan
-from vila_jax.infer.prefixes import PrefixCache
 
 WIDE, TALL = photo(33, 71), photo(90, 41)
 PROMPT = "w5 <image> w6"
@@ -85,7 +84,7 @@ def test_a_single_token_needs_no_decoding(written):
 
 def test_a_conversation_is_compiled_behind_what_was_read(written):
     chat = vila_jax.from_pretrained(written.folder, dtype="float32")
-    prefixes = PrefixCache(2**26)
+    prefixes = vila_jax.PrefixCache(2**26)
     first = chat.generate("w5 w6 " * 40, prefixes=prefixes, **OPTIONS)
     further = chat.answers("w5 w6 " * 40 + "w7", prefixes=prefixes, **OPTIONS)
     further.compile()
