@@ -17,6 +17,8 @@ from train.scenes.fewshot import COLOR, END, HELD_OUT, KIND, Form, draw_form, wr
 from vila_jax import assets
 from vila_jax.cli.cache import enable_compile_cache
 from vila_jax.exam.items import interval
+from vila_jax.infer.layout import Request
+from vila_jax.infer.likelihood import Probe
 from vila_jax.model import Model, from_pretrained
 from vila_jax.scenes import SINGLE, Scene, SceneObject, draw_scene
 from vila_jax.scenes.world import COLORS, FINE_THINGS, SHAPES
@@ -121,6 +123,31 @@ def ask(model: Model, tasks: Sequence[Task], shots: int, batch: int = 16) -> lis
         assert isinstance(results, list)
         answers += [Answer(task, shots, result.text) for task, result in zip(chosen, results, strict=False)]
     return answers
+
+
+def losses(model: Model, tasks: Sequence[Task], shots: int, batch: int = 16) -> list[float]:
+    """Of every task the loss of a token of the right answer, in nats, given so many of the examples.
+
+    Args:
+      batch: tasks at a time.
+    """
+    mark, found = model.form.tokenizer.image_token, list[float]()
+    for start in range(0, len(tasks), batch):
+        chosen = tasks[start : start + batch]
+        rows = [chosen[min(i, len(chosen) - 1)] for i in range(batch)]  # one shape for all
+        pictures = [[Image.fromarray(scene.image) for scene in _shown(task, shots)] for task in rows]
+        requests = [
+            model.request(_prompt(task, shots, mark), own, budget=None)
+            for task, own in zip(rows, pictures, strict=True)
+        ]
+        answers = [model.tokenizer.encode(written(task.form, task.asked), add_special_tokens=False) for task in rows]
+        probes = [
+            Probe(Request([*request.token_ids, *ids[:-1]], request.media), [ids], [0])
+            for request, ids in zip(requests, answers, strict=True)
+        ]
+        likelihoods = [own for [own] in model.engine.log_likelihoods(probes, budget=None)]
+        found += [-one.total / len(one.log_probs) for one in likelihoods[: len(chosen)]]
+    return found
 
 
 def _shown(task: Task, shots: int) -> tuple[Scene, ...]:

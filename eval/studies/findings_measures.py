@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
-from eval.nano_fewshot import SHOTS, Task, ask, draw_tasks
+from eval.nano_fewshot import SHOTS, Task, ask, draw_tasks, losses
 from eval.studies.findings_arms import Settings
 from train.data.labels import IGNORED, conversation_tokens
 from train.data.records import Conversation
@@ -22,7 +22,7 @@ from vila_jax.exam.items import Item, draw_exam
 from vila_jax.model import Model, from_pretrained
 
 Marks = dict[str, list[float]]
-"""Of every measure, a value for every item: 1 for a right answer, 0 for another; of `loss` nats per token."""
+"""Of every measure, a value for every item: 1 for a right answer, 0 for another; of losses nats per token."""
 
 MOST = max(SHOTS)
 """Examples before a task."""
@@ -43,6 +43,7 @@ def measure(folder: Path, settings: Settings, *, questions: bool) -> Marks:
         marks["questions"] = [float(reply.right) for reply in replies]
     answers = ask(model, _tasks(settings.tasks), MOST, settings.batch)
     marks["examples"] = [float(answer.right) for answer in answers]
+    marks["examples_loss"] = losses(model, _tasks(settings.tasks), MOST, settings.batch)
     return marks | text_marks(model, _instructions(settings.instructions))
 
 

@@ -17,7 +17,8 @@ Measured = Mapping[str, Float[np.ndarray, "S N"]]
 MEASURES = {"questions": "zero-shot", "examples": "4-shot", "text": "text"}
 """Shares of right answers, in the order of the tables, as people read them."""
 
-LOSS = "loss"
+LOSSES = {"examples_loss": "4-shot loss", "loss": "text loss"}
+"""Nats per token of right answers, likewise. They tell models apart of which none, or each, writes the whole answer."""
 
 STAGES = {
     "aligned": "none, as all arms start",
@@ -138,12 +139,13 @@ def verdict(claim: Claim, here: Estimate) -> str:
 
 def tables(results: Results) -> str:
     """Every finding with its arms and claims, and what the models knew before instruction tuning."""
-    head = ("instruction tuned", *(f"{name}, %" for name in MEASURES.values()), "text loss")
+    head = ("instruction tuned", *(f"{name}, %" for name in MEASURES.values()), *LOSSES.values())
     parts = []
     for number, finding in enumerate(FINDINGS, start=1):
         rows = [(label, *_cells(results.after[arm])) for arm, label in finding.arms.items()]
         parts += [f"**{number}. {finding.title[0].upper()}{finding.title[1:]}**\n", table(head, rows)]
         parts.append(table(("difference, points", "VILA", "here", "verdict"), _claims(results, finding)))
+        parts.append(table(("difference, nats", "here", "verdict"), _losses(results, finding)))
     before = [(label, *_cells(results.before[name])[1:]) for name, label in STAGES.items()]
     return "\n".join([*parts, "**Before instruction tuning**\n", table(("pre-trained on", *head[2:]), before)])
 
@@ -157,10 +159,22 @@ def _claims(results: Results, finding: Finding) -> list[tuple[str, ...]]:
     return rows
 
 
+def _losses(results: Results, finding: Finding) -> list[tuple[str, ...]]:
+    """How much every other arm of a finding loses less, or more, than the baseline."""
+    rows: list[tuple[str, ...]] = []
+    for arm, label in list(finding.arms.items())[1:]:
+        for name, text in LOSSES.items():
+            here = paired(results.after[arm][name], results.after[finding.baseline][name])
+            said = "cannot be told" if here.holds(0) else "better" if here.mean < 0 else "worse"
+            what = f"{text}: {label} against {finding.arms[finding.baseline]}"
+            rows.append((what, here.text(sign=True), said))
+    return rows
+
+
 def _cells(measured: Measured) -> tuple[str, ...]:
-    """`61.2 ± 1.4 (58.8 to 63.5)` for every measure, the loss last; nothing where it was not asked."""
+    """`61.2 ± 1.4 (58.8 to 63.5)` for every measure, losses last; nothing where it was not asked."""
     shares = ["" if name not in measured else _cell(measured[name], percent=True) for name in MEASURES]
-    return (*shares, _cell(measured[LOSS], percent=False))
+    return (*shares, *(_cell(measured[name], percent=False) for name in LOSSES))
 
 
 def _cell(values: Float[np.ndarray, "S N"], *, percent: bool) -> str:

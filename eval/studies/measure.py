@@ -31,9 +31,10 @@ class Estimate:
         mean, low, high = (f"{100 * value:{'+' if sign else ''}.1f}" for value in (self.mean, self.low, self.high))
         return f"{mean} ({low} to {high})"
 
-    def text(self) -> str:
-        """`0.031 (0.012 to 0.049)`."""
-        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+    def text(self, *, sign: bool = False) -> str:
+        """`0.031 (0.012 to 0.049)`; with `sign`, a plus before what is positive."""
+        mean, low, high = (f"{value:{'+' if sign else ''}.3f}" for value in (self.mean, self.low, self.high))
+        return f"{mean} ({low} to {high})"
 
 
 def bootstrap(

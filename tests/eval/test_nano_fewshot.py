@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from eval.__main__ import main
-from eval.nano_fewshot import SHOTS, Answer, _prompt, _shown, ask, draw_tasks
+from eval.nano_fewshot import SHOTS, Answer, _prompt, _shown, ask, draw_tasks, losses
 from tests.nano import export_narrow
 from train.data.documents import document_tokens
 from train.scenes.fewshot import COLOR, HELD_OUT, KIND, written
@@ -51,6 +53,22 @@ def test_marks():
     marks = {text: (a.right, a.in_form) for text in (said, other, "red") for a in [Answer(task, 2, text)]}
     assert list(marks.values()) == [(True, True), (False, True), (False, False)]
     assert Answer(task, 2, said + " yes").right  # nothing behind the end of the example counts
+
+
+@pytest.mark.parametrize("shots", [0, 4])
+def test_losses_are_those_of_the_whole_document(model, shots):
+    tasks = draw_tasks(3)
+    found = losses(model, tasks, shots, batch=2)
+    assert len(found) == 3
+    for task, loss in zip(tasks, found, strict=True):
+        pictures = [Image.fromarray(scene.image) for scene in _shown(task, shots)]
+        prompt = _prompt(task, shots, model.form.tokenizer.image_token)
+        whole = model.token_ids(prompt + written(task.form, task.asked), pictures)
+        behind = len(whole) - len(model.token_ids(prompt, pictures))
+        logits = model.logits(prompt + written(task.form, task.asked), pictures, budget=None).astype(np.float64)
+        scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        picked = [scores[i - 1, whole[i]] for i in range(-behind, 0)]
+        assert loss == pytest.approx(-np.mean(picked), rel=1e-4)
 
 
 def test_everything_is_written_and_adds_up(narrow, model, tmp_path):

@@ -108,10 +108,11 @@ def results():
     shares = {"frozen": 0.1, "both": 0.9, "pairs": 0.5, "interleaved": 0.5, "text": 0.2}
 
     def measured(share, *names):
-        return {name: marks(rng, share) for name in names} | {"loss": rng.random((3, 40))}
+        return {name: marks(rng, share) for name in names} | {name: rng.random((3, 40)) for name in report.LOSSES}
 
     after = {name: measured(share, *report.MEASURES) for name, share in shares.items()}
     after["interleaved"]["questions"] = after["pairs"]["questions"]
+    after["both"]["examples_loss"] = after["frozen"]["examples_loss"] - 0.25
     return Results({name: measured(0.3, "examples", "text") for name in report.STAGES}, after)
 
 
@@ -133,6 +134,8 @@ def test_tables_say_what_was_measured(results):
     assert rows["4-shot: trained against frozen"][::2] == ["+11.2", "agrees"]
     assert rows["zero-shot: interleaved against caption pairs"][1:] == ["+0.0 (+0.0 to +0.0)", "cannot be told"]
     assert rows["text: text blended in against pictures alone"][2] == "the opposite"
+    assert rows["4-shot loss: trained against frozen"] == ["-0.250 (-0.250 to -0.250)", "better"]
+    assert rows["text loss: text blended in against pictures alone"][1] == "cannot be told"
     assert all(f"| {label} |" in text for label in report.STAGES.values())
     facts = results.to_json()
     assert len(facts["claims"]) == sum(len(finding.claims) for finding in FINDINGS)
@@ -141,9 +144,9 @@ def test_tables_say_what_was_measured(results):
 
 
 def test_a_single_seed_has_no_spread():
-    one = {name: np.ones((1, 5)) for name in (*report.MEASURES, "loss")}
+    one = {name: np.ones((1, 5)) for name in (*report.MEASURES, *report.LOSSES)}
     cells = report._cells(one)
-    assert cells == ("100.0 (100.0 to 100.0)",) * 3 + ("1.000 (1.000 to 1.000)",)
+    assert cells == ("100.0 (100.0 to 100.0)",) * 3 + ("1.000 (1.000 to 1.000)",) * 2
 
 
 def test_the_chart_shows_every_finding(results, tmp_path):
@@ -193,7 +196,7 @@ def test_a_study_that_was_stopped_goes_on_behind_what_it_has(tmp_path, monkeypat
 
     def measure(folder, settings, *, questions):
         asked.append(folder.parent.name)
-        names = ("questions", "examples", "text", "loss") if questions else ("examples", "text", "loss")
+        names = [name for name in (*report.MEASURES, *report.LOSSES) if questions or name != "questions"]
         return {name: [1.0, 0.0] for name in names}
 
     monkeypatch.setattr(vila_findings, "train", train)
@@ -219,7 +222,11 @@ def test_every_arm_is_trained_and_measured(tmp_path):
     assert set(facts["after"]) == set(ARMS) and set(facts["before"]) == set(report.STAGES)
     for own in facts["after"].values():
         items = {name: one["items"] for name, one in own.items()}
-        assert items == {"questions": QUICK.questions, "examples": QUICK.tasks, "text": QUICK.instructions, "loss": 8}
+        of_tasks, of_text = (
+            dict.fromkeys(("examples", "examples_loss"), QUICK.tasks),
+            dict.fromkeys(("text", "loss"), 8),
+        )
+        assert items == {"questions": QUICK.questions} | of_tasks | of_text and QUICK.instructions == 8
     losses = {name: own["loss"]["mean"] for name, own in (facts["before"] | facts["after"]).items()}
     assert losses.pop("frozen-both") == losses["aligned"]  # the decoder alone reads text
     assert len(set(losses.values())) == len(losses) and all(3 < loss < 7 for loss in losses.values())
