@@ -25,7 +25,7 @@ def test_it_writes_shards_that_load(tmp_path, config, part):
     load_state(open_checkpoint(folder), dtype="bfloat16")  # complete, and of the right shapes
     once = loading.load_once(folder, "bfloat16")
     assert once.seconds > 0
-    assert loading.plain_read(folder) > 0 and loading.plain_read(folder, keep=True) > 0
+    assert loading.plain_read(folder) > 0 and loading.read_once(folder).seconds > 0
 
 
 def test_a_load_that_fails_says_why(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """Loading a checkpoint: its time against a plain read of the same files, and its memory beyond the parameters.
 
-Every load happens in a process of its own, since memory that was once used cannot be measured again in the same one:
+Every load happens in a process of its own, since memory that was once used cannot be measured again in the same one. A
+read of the files into memory of their size does, too, since its memory is fresh there as well:
 
     python -m vila_jax.bench.loading FOLDER DTYPE    # loads once, and prints what it took
+    python -m vila_jax.bench.loading FOLDER          # reads once
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ from vila_jax.hf.keys import key_table
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """One load in its own process: seconds, and bytes of host memory at its peak beyond what was there before."""
+    """One load, or read, in its own process: seconds, and most bytes of host memory beyond what was there before."""
 
     seconds: float
     peak: int
@@ -106,18 +108,21 @@ def measure_load(name: str, folder: pathlib.Path, dtype: str, repeats: int) -> R
     files = [file.stat().st_size for file in folder.rglob("*.safetensors")]
     peaks: list[int] = []
 
-    def load() -> dict[str, float]:
-        command = [sys.executable, "-m", "vila_jax.bench.loading", str(folder), dtype]
+    def apart(*options: str) -> Load:
+        command = [sys.executable, "-m", "vila_jax.bench.loading", str(folder), *options]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise VilaError(f"the process that loads ended with {done.returncode}: {reason}", where=name)
-        once = Load(**json.loads(done.stdout.splitlines()[-1]))
+        return Load(**json.loads(done.stdout.splitlines()[-1]))
+
+    def load() -> dict[str, float]:
+        once = apart(dtype)
         peaks.append(once.peak)
         return {"load": once.seconds}
 
     def read() -> dict[str, float]:
-        return {"plain_read": plain_read(folder), "kept_read": plain_read(folder, keep=True)}
+        return {"plain_read": plain_read(folder), "kept_read": apart().seconds}
 
     turns = interleaved({"load": load, "read": read}, repeats)
     times = turns["load"] | turns["read"]
@@ -152,5 +157,12 @@ def _resident(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
+def read_once(folder: pathlib.Path) -> Load:
+    """Reads in this process, and keeps what was read."""
+    before = _resident("VmRSS")
+    return Load(plain_read(folder, keep=True), _resident("VmHWM") - before)
+
+
 if __name__ == "__main__":
-    print(json.dumps(dataclasses.asdict(load_once(pathlib.Path(sys.argv[1]), sys.argv[2]))))
+    read_from = pathlib.Path(sys.argv[1])
+    print(json.dumps(dataclasses.asdict(load_once(read_from, sys.argv[2]) if sys.argv[2:] else read_once(read_from))))
