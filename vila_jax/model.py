@@ -19,7 +19,7 @@ from vila_jax.dist.rules import ShardingRules
 from vila_jax.encoder import Encoder, Messages, is_single
 from vila_jax.errors import PromptError
 from vila_jax.hf.checkpoint import Checkpoint, open_checkpoint
-from vila_jax.hf.load import OnTensor, plan_weights
+from vila_jax.hf.load import OnTensor, WeightPlan, plan_weights
 from vila_jax.infer.answers import Answers, Generation, Row
 from vila_jax.infer.engine import Engine, OnCompile
 from vila_jax.infer.fuse import check_one_device, fuse_products
@@ -371,20 +371,27 @@ def from_pretrained(  # noqa: PLR0913 - the front door: all but the first are by
     preprocessor = make_preprocessor(checkpoint)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     plan = plan_weights(checkpoint, dtype=dtype, mesh=mesh, rules=rules, quantization=quantization)
-    graphdef, shapes, state = plan.graphdef, plan.shapes, plan.start_reading(on_tensor)
-    if fuse:
-        graphdef, shapes = fuse_products(graphdef, state.result())
-    engine = Engine(
-        graphdef,
-        shapes if fuse else state,
-        checkpoint.config,
+    engine = _start_engine(
+        checkpoint,
+        plan,
+        fuse,
+        on_tensor,
         dtype=dtype.name,
         cache_dtype=None if quantization is None else quantization.kv,
         on_compile=on_compile,
         between_tiles=form.between_segments,
         image_cache=image_cache,
-        shapes=shapes,
     )
     if wait:
         engine.wait()
     return Model(checkpoint, engine, form, preprocessor, chosen, written, quantization)
+
+
+def _start_engine(
+    checkpoint: Checkpoint, plan: WeightPlan, fuse: bool, on_tensor: OnTensor | None, **options: Any
+) -> Engine:
+    """An engine, with its other options, whose weights are being read; with `fuse` they are there."""
+    state = plan.start_reading(on_tensor)
+    if fuse:
+        return Engine(*fuse_products(plan.graphdef, state.result()), checkpoint.config, **options)
+    return Engine(plan.graphdef, state, checkpoint.config, shapes=plan.shapes, **options)
