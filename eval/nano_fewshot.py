@@ -17,8 +17,7 @@ from train.scenes.fewshot import COLOR, END, HELD_OUT, KIND, Form, draw_form, wr
 from vila_jax import assets
 from vila_jax.cli.cache import enable_compile_cache
 from vila_jax.exam.items import interval
-from vila_jax.infer.layout import Request
-from vila_jax.infer.likelihood import Probe
+from vila_jax.infer.likelihood import in_order, make_probes
 from vila_jax.model import Model, from_pretrained
 from vila_jax.scenes import SINGLE, Scene, SceneObject, draw_scene
 from vila_jax.scenes.world import COLORS, FINE_THINGS, SHAPES
@@ -112,14 +111,9 @@ def ask(model: Model, tasks: Sequence[Task], shots: int, batch: int = 16) -> lis
     Args:
       batch: tasks at a time.
     """
-    mark = model.form.tokenizer.image_token
     answers: list[Answer] = []
-    for start in range(0, len(tasks), batch):
-        chosen = tasks[start : start + batch]
-        rows = [chosen[min(i, len(chosen) - 1)] for i in range(batch)]  # one shape for all
-        prompts = [_prompt(task, shots, mark) for task in rows]
-        pictures = [[Image.fromarray(scene.image) for scene in _shown(task, shots)] for task in rows]
-        results = model.generate(prompts, pictures, budget=None, max_new_tokens=_LONGEST)
+    for chosen, rows in _batches(tasks, batch):
+        results = model.generate(*_shown_to(model, rows, shots), budget=None, max_new_tokens=_LONGEST)
         assert isinstance(results, list)
         answers += [Answer(task, shots, result.text) for task, result in zip(chosen, results, strict=False)]
     return answers
@@ -131,23 +125,29 @@ def losses(model: Model, tasks: Sequence[Task], shots: int, batch: int = 16) -> 
     Args:
       batch: tasks at a time.
     """
-    mark, found = model.form.tokenizer.image_token, list[float]()
-    for start in range(0, len(tasks), batch):
-        chosen = tasks[start : start + batch]
-        rows = [chosen[min(i, len(chosen) - 1)] for i in range(batch)]  # one shape for all
-        pictures = [[Image.fromarray(scene.image) for scene in _shown(task, shots)] for task in rows]
-        requests = [
-            model.request(_prompt(task, shots, mark), own, budget=None)
-            for task, own in zip(rows, pictures, strict=True)
-        ]
-        answers = [model.tokenizer.encode(written(task.form, task.asked), add_special_tokens=False) for task in rows]
-        probes = [
-            Probe(Request([*request.token_ids, *ids[:-1]], request.media), [ids], [0])
-            for request, ids in zip(requests, answers, strict=True)
-        ]
-        likelihoods = [own for [own] in model.engine.log_likelihoods(probes, budget=None)]
+    found: list[float] = []
+    for chosen, rows in _batches(tasks, batch):
+        shown = zip(*_shown_to(model, rows, shots), strict=True)
+        requests = [model.request(prompt, pictures, budget=None) for prompt, pictures in shown]
+        right = [model.tokenizer.encode(written(task.form, task.asked), add_special_tokens=False) for task in rows]
+        probes = make_probes(requests, right)
+        likelihoods = in_order(probes, model.engine.log_likelihoods(probes, budget=None))
         found += [-one.total / len(one.log_probs) for one in likelihoods[: len(chosen)]]
     return found
+
+
+def _batches(tasks: Sequence[Task], batch: int) -> Iterator[tuple[Sequence[Task], list[Task]]]:
+    """So many tasks at a time, and the same filled up to a batch, so that all have one shape."""
+    for start in range(0, len(tasks), batch):
+        chosen = tasks[start : start + batch]
+        yield chosen, [chosen[min(i, len(chosen) - 1)] for i in range(batch)]
+
+
+def _shown_to(model: Model, tasks: Sequence[Task], shots: int) -> tuple[list[str], list[list[Image.Image]]]:
+    """Prompts and their pictures."""
+    mark = model.form.tokenizer.image_token
+    pictures = [[Image.fromarray(scene.image) for scene in _shown(task, shots)] for task in tasks]
+    return [_prompt(task, shots, mark) for task in tasks], pictures
 
 
 def _shown(task: Task, shots: int) -> tuple[Scene, ...]:

@@ -56,7 +56,7 @@ def test_all_is_compiled_before_any_weight_is_there(model, written, held_back, b
 
 
 def test_the_plan_tells_the_shapes_of_what_is_read(written):
-    for options in ({}, {"dtype": "bfloat16"}):
+    for options in ({}, {"dtype": "bfloat16"}, {"quantize": "int8,force"}):
         programs = vila_jax.from_pretrained(written.folder, **options).engine.phases.programs
         planned, there = (jax.tree.leaves(tree) for tree in (programs.shapes, programs.state))
         assert [(leaf.shape, leaf.dtype) for leaf in planned] == [(leaf.shape, leaf.dtype) for leaf in there]
