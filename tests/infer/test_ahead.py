@@ -34,6 +34,15 @@ def held_back(monkeypatch) -> threading.Event:
     gate.set()
 
 
+def finished(answers):
+    """The result of one prompt, for which nothing had to be compiled any more."""
+    with counter() as count:
+        for _ in answers:
+            pass
+    assert count() == 0
+    return answers.results()[0]
+
+
 @pytest.mark.parametrize("budget", [None, "hired:0.3", "fastv:0.5,layer=1"])
 @pytest.mark.parametrize("axes", [None, {"data": 4, "tensor": 2}], ids=str)
 def test_all_is_compiled_before_any_weight_is_there(model, written, held_back, budget, axes):
@@ -45,11 +54,7 @@ def test_all_is_compiled_before_any_weight_is_there(model, written, held_back, b
     assert not held_back.is_set()
     held_back.set()
     early.wait()
-    with counter() as count:
-        for _ in answers:
-            pass
-    assert count() == 0
-    [result] = answers.results()
+    result = finished(answers)
     assert result.timings.compile > 0
     expected = model.generate(PROMPT, [WIDE], **options)
     assert result.token_ids == expected.token_ids and result.usage == expected.usage
@@ -68,11 +73,9 @@ def test_a_rehearsal_keeps_no_picture_and_counts_none(model, written):
     answers.compile()
     images = cached.engine.phases.images
     assert (len(images), images.lookups.hits, images.lookups.misses) == (0, 0, 0)
-    with counter() as count:
-        for _ in answers:
-            pass
-    assert count() == 0 and len(images) == 1
-    assert answers.results()[0].token_ids == model.generate(PROMPT, [TALL], **OPTIONS).token_ids
+    result = finished(answers)
+    assert len(images) == 1
+    assert result.token_ids == model.generate(PROMPT, [TALL], **OPTIONS).token_ids
 
 
 def test_a_single_token_needs_no_decoding(written):
@@ -88,11 +91,7 @@ def test_a_conversation_is_compiled_behind_what_was_read(written):
     first = chat.generate("w5 w6 " * 40, prefixes=prefixes, **OPTIONS)
     further = chat.answers("w5 w6 " * 40 + "w7", prefixes=prefixes, **OPTIONS)
     further.compile()
-    with counter() as count:
-        for _ in further:
-            pass
-    assert count() == 0
-    [result] = further.results()
+    result = finished(further)
     assert first.usage.cached_tokens == 0 < result.usage.cached_tokens
     assert result.token_ids == chat.generate("w5 w6 " * 40 + "w7", **OPTIONS).token_ids
 
