@@ -251,6 +251,8 @@ class Checkpoints:
         """
         sealed = seals.is_sealed(folder)
         harm = seals.damage(folder, host=self._host, hosts=self._hosts)
+        if harm is None and not sealed:
+            harm = seals.unreadable(folder / _STATE, host=self._host, hosts=self._hosts)
         self._agree(harm)
         try:
             about = json.loads((folder / _ABOUT / "about.json").read_text())

@@ -3,7 +3,7 @@
 A seal lists every file with its size and CRC-32. Orbax writes a checkpoint atomically, but does not notice every later
 harm to its files (a flipped bit, a copy that ended early); a seal does, before anything is read into a model. It guards
 against damage, not against forgery. Several hosts share the work: host `i` of `n` writes `seal.i-of-n.json`, for every
-`n`-th file.
+`n`-th file. A run that is killed between a save and its seals leaves a folder that is only read through.
 """
 
 import json
@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator
 
+import tensorstore as ts
 from etils import epath
 
 _NAME = re.compile(r"seal\.(\d+)-of-(\d+)\.json")
@@ -48,6 +49,23 @@ def damage(folder: epath.Path, *, host: int = 0, hosts: int = 1) -> str | None:
             return f"{name} has {path.stat().length} bytes instead of {size}"
         if number % hosts == host and _crc(path) != crc:
             return f"{name} has changed"
+    return None
+
+
+def unreadable(state: epath.Path, *, host: int = 0, hosts: int = 1) -> str | None:
+    """What cannot be read of the arrays that Orbax wrote into a folder (OCDBT); None if all can. For what has no seal.
+
+    Every host reads its share, one stored value after the other. Orbax reads all at once, and when one fails it closes
+    the event loop that the others still end in, which Python tells on the terminal later.
+    """
+    key = b"the list of arrays"
+    try:
+        store = ts.KvStore.open({"driver": "ocdbt", "base": f"{state.as_uri()}/"}).result()
+        for key in sorted(store.list().result())[host::hosts]:
+            if not store.read(key).result().value:  # of a file that is missing; neither numbers nor forms are empty
+                return f"{key.decode()} is missing"
+    except (ValueError, LookupError, OSError, RuntimeError) as error:
+        return f"{key.decode()}: {error}"
     return None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import jax
@@ -179,17 +180,30 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path, harm):
         equal(checkpoints.restore(LIKE).state, state_of(22))
 
 
-@pytest.mark.parametrize("harm", [_truncated, _missing, _garbage, _empty_metadata])
-def test_without_a_seal_orbax_is_asked(tmp_path, harm):
+@pytest.mark.parametrize(
+    "harm, what",
+    [
+        (_truncated, "OUT_OF_RANGE"),
+        (_missing, "is missing"),
+        (_garbage, "UnicodeDecodeError|JSONDecodeError"),
+        (_empty_metadata, "Failed to load checkpointable: state"),
+        (_half_deleted, "state"),
+    ],
+)
+def test_without_a_seal_it_is_read_through(tmp_path, harm, what):
     """Killed between the end of a save and its seal: the checkpoint is used, if it can be read."""
-    saved(tmp_path)
-    for path in (tmp_path / "steps").rglob("seal.*"):
+    folder = saved(tmp_path / "100 % of a run")
+    for path in (folder / "steps").rglob("seal.*"):
         path.unlink()
-    with opened(tmp_path) as checkpoints:
+    told = Told()
+    with opened(folder, told) as checkpoints:
         equal(checkpoints.restore(LIKE).state, state_of(2))
-    harm(tmp_path / "steps" / "2")
-    with opened(tmp_path) as checkpoints:
+    assert not told
+    harm(folder / "steps" / "2")
+    with opened(folder, told) as checkpoints:
         equal(checkpoints.restore(LIKE).state, state_of(1))
+    [text] = told
+    assert "step 2 is damaged" in text and re.search(what, text)
 
 
 def test_all_damaged_is_no_new_beginning(tmp_path):
