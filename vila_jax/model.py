@@ -315,7 +315,7 @@ def parse_budget(budget: BudgetLike, checkpoint: Checkpoint) -> Budget | None:
 
 
 def default_dtype() -> DTypeLike:
-    """bfloat16 on accelerators, float32 on CPUs, whose bfloat16 products are many times slower."""
+    """bfloat16 on accelerators, float32 on CPUs, which decode faster with it (`docs/performance.md`)."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 

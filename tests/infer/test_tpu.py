@@ -10,7 +10,7 @@ import pytest
 from tests.infer.unrun import programs_of
 from vila_jax.bench.presets import preset_json
 from vila_jax.bench.subject import Case
-from vila_jax.nn import attention
+from vila_jax.nn import attention, products
 
 KERNEL = "tpu_custom_call"
 
@@ -26,7 +26,8 @@ def few_layers(name):
 
 @pytest.fixture(autouse=True)
 def on_one_tpu(monkeypatch):
-    """Kernels are chosen as there."""
+    """Kernels and products are chosen as there."""
+    monkeypatch.setattr(products, "on_cpu", lambda: False)
     monkeypatch.setattr(attention, "choose_implementation", lambda *args, **rest: "splash")
 
 

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vila_jax.errors import VilaError
+from vila_jax.nn.products import contract
 
 PEAKS = {
     "NVIDIA B200": 2250e12,
@@ -162,7 +163,7 @@ def measure_bandwidth(seconds: float = 0.3, size: int | None = None) -> float:
 
 
 def _product(a: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    return a @ a
+    return contract("ij,jk->ik", a, a)
 
 
 def _plus_one(a: Float[Array, " n"]) -> Float[Array, " n"]:

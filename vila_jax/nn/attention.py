@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vila_jax.nn.products import contract
+
 Implementation = Literal["xla", "cudnn", "splash"]
 
 _MIN_BLOCK = 64  # queries
@@ -215,7 +217,7 @@ def _xla_attention(
     if visible is not None:
         scores = jnp.where(visible, scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(*k.shape[:-2], -1, keys)
-    out = jnp.einsum("...MS,...SH->...MH", weights, v)
+    out = contract("...MS,...SH->...MH", weights, v)
     return out.reshape(*grouped, width).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
@@ -236,7 +238,7 @@ def _packed_attention(
     if visible is not None:
         scores = jnp.where(visible, scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("BKGTS,BKSH->BTKGH", weights, v).reshape(q.shape)
+    return contract("BKGTS,BKSH->BTKGH", weights, v).reshape(q.shape)
 
 
 def _visible(

@@ -32,6 +32,7 @@ from vila_jax.nn.focus import Focus, focused_attention, mean_weights
 from vila_jax.nn.layers import ACTIVATIONS, Joined, Linear, RMSNorm
 from vila_jax.nn.once import traced_once
 from vila_jax.nn.params import normal, weight
+from vila_jax.nn.products import linear
 from vila_jax.nn.quantized import dequantize, product
 from vila_jax.nn.rope import apply_rope, rotary_angles
 from vila_jax.nn.stacked import Execution, run_blocks
@@ -299,4 +300,4 @@ class Decoder(nnx.Module):
             table, scale = self.head, self.head_scale
         if scale is not None:
             return product(hidden, table[...], scale[...], jnp.float32)
-        return jnp.einsum("...D,CD->...C", hidden, table[...], preferred_element_type=jnp.float32)
+        return linear(hidden, table[...], jnp.float32)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from vila_jax.nn.config import Activation
 from vila_jax.nn.params import Axes, fan_in, ones, weight, zeros
+from vila_jax.nn.products import linear
 from vila_jax.nn.quantized import product as quantized_product
 
 
@@ -54,7 +55,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         if self.scale is None:
-            y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+            y = linear(x, self.weight[...])
         else:
             y = quantized_product(x, self.weight[...], self.scale[...], x.dtype)
         y = y if self.lora is None else y + self.lora(x)
@@ -107,8 +108,7 @@ class LowRank(nnx.Module):
         self.up = weight(up, (axes[0], None), zeros, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        inner = jnp.einsum("...i,ri->...r", x, self.down[...])
-        return jnp.einsum("...r,or->...o", inner, self.up[...]) * self.scale
+        return linear(linear(x, self.down[...]), self.up[...]) * self.scale
 
     def product(self) -> Float[Array, "o i"]:
         """What is added to the weight when the two become one."""

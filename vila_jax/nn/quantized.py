@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
+from vila_jax.nn.products import linear
+
 Kind = Literal["int8", "int4", "fp8"]
 
 
@@ -96,6 +98,6 @@ def product(
     """
     if scales.shape[1] > 1:
         weight = dequantize(values, scales).astype(x.dtype)
-        return jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=dtype)
-    y = jnp.einsum("...i,oi->...o", x, values.astype(x.dtype), preferred_element_type=jnp.float32)
+        return linear(x, weight, dtype)
+    y = linear(x, values.astype(x.dtype), jnp.float32)
     return (y * scales.reshape((1,) * (y.ndim - 1) + (-1,))).astype(dtype)

@@ -28,6 +28,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Shaped
 
 from vila_jax.errors import ConfigError
+from vila_jax.nn.products import ROUNDED
 
 Remat = Literal["none", "minimal", "full", "offload"]
 Result = TypeVar("Result")
@@ -58,7 +59,7 @@ class Execution:
             return function
         policies = jax.checkpoint_policies
         policy = {
-            "minimal": policies.dots_with_no_batch_dims_saveable,
+            "minimal": policies.save_from_both_policies(_products, policies.save_only_these_names(ROUNDED)),
             "full": policies.nothing_saveable,
             "offload": policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
         }[self.remat]
@@ -72,6 +73,12 @@ class Execution:
     def place_table(self, table: Shaped[Array, "C D"]) -> Shaped[Array, "C D"]:
         """The table of embeddings, where it is read."""
         return table if self.table is None else jax.lax.with_sharding_constraint(table, self.table)
+
+
+def _products(primitive: Any, *operands: Any, **parameters: Any) -> bool:
+    """Whether this is a product with a weight, to be kept; not in float32 what is rounded next, and kept then."""
+    kept: bool = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **parameters)
+    return kept and parameters["preferred_element_type"] in (None, operands[0].dtype)
 
 
 class Stacked(nnx.Module):

@@ -30,6 +30,7 @@ from vila_jax.nn.config import VisionConfig
 from vila_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, along_last
 from vila_jax.nn.once import traced_once
 from vila_jax.nn.params import fan_in, normal, ones, weight, zeros
+from vila_jax.nn.products import contract
 from vila_jax.nn.resize import resize_bicubic
 from vila_jax.nn.stacked import Execution, run_block, run_blocks
 from vila_jax.nn.tower_tokens import Reduction, Tokens
@@ -57,7 +58,7 @@ class Embeddings(nnx.Module):
         tiles, p = pixels.shape[0], self.patch_size
         side = pixels.shape[2] // p
         pixels = pixels[:, :, : side * p, : side * p].reshape(tiles, 3, side, p, side, p)
-        x = jnp.einsum("Rchpwq,Dcpq->RhwD", pixels, self.patch_weight[...])
+        x = contract("Rchpwq,Dcpq->RhwD", pixels, self.patch_weight[...])
         x = x.reshape(tiles, side * side, -1)
         if self.patch_bias is not None:
             x = x + self.patch_bias[...][None, None, :]
