@@ -4,6 +4,7 @@
     7b-full     the same, projector and decoder whole, with Adafactor
     3b-full     3 B (VILA1.5-3b's widths): tower, projector and decoder whole, with AdamW
     1.5b-full   Qwen2-1.5B behind SigLIP at 448: likewise
+    0.3b-full   `mid-0.3b` of the other benches: likewise; rows of 1,024 tokens and a tile, for machines without a GPU
     tiny        100 thousand weights, to see that it runs
 
 A row of a batch holds `--samples` samples of equal length, each with its share of the tiles. MFU is of the FLOPs that
@@ -80,6 +81,7 @@ PRESETS = {
     "7b-full": Preset(preset("llava-1.5-7b").vlm, _BOTH, "adafactor"),
     "3b-full": Preset(preset("vila1.5-3b").vlm, _ALL, "adamw", tiles=8),
     "1.5b-full": Preset(preset("nvila-1.5b").vlm, _ALL, "adamw", tiles=8),
+    "0.3b-full": Preset(preset("mid-0.3b").vlm, _ALL, "adamw", tokens=1024, tiles=1),
     "tiny": Preset(preset("tiny").vlm, _BOTH, "adamw", low_rank.Lora(rank=4), tokens=128),
 }
 

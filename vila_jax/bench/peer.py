@@ -171,18 +171,30 @@ class _Theirs:
         if subject.config.model_type == "llava_next":
             sizes = [picture.geometry.image_size for picture in pictures]
             self.inputs["image_sizes"] = torch.tensor(sizes, device=model.device)
-        self._forward = model.forward
+        self._forward, self._longest = model.forward, case.new_tokens
 
     def eager(self, new_tokens: int) -> np.ndarray:
         return self._generate(new_tokens)
 
     def compiled(self, new_tokens: int) -> np.ndarray:
-        """With a cache of static length, so that every step is one program."""
+        """With one cache of static length for answers of every length, so that there is one program of each kind."""
+        import torch
+
+        with torch.inference_mode():
+            self._cache.reset()
         self.model.forward = self._compiled
         try:
-            return self._generate(new_tokens, cache_implementation="static", disable_compile=True)
+            return self._generate(new_tokens, past_key_values=self._cache, disable_compile=True)
         finally:
             self.model.forward = self._forward
+
+    @functools.cached_property
+    def _cache(self) -> Any:
+        """Keys and values of a prompt and of the longest answer."""
+        from transformers import StaticCache
+
+        config = self.model.config.get_text_config()
+        return StaticCache(config=config, max_cache_len=self.inputs["input_ids"].shape[1] + self._longest)
 
     @functools.cached_property
     def _compiled(self) -> Any:

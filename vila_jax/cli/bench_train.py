@@ -1,7 +1,7 @@
 """Measures steps of training, with random weights and random rows; needs a checkout, which `train/` is part of.
 
-PRESET is one of `python -m train bench` (7b-lora, 7b-full, 3b-full, 1.5b-full, tiny), or one of the other benches,
-whose projector and decoder are then trained whole, with Adafactor.
+PRESET is one of `python -m train bench` (7b-lora, 7b-full, 3b-full, 1.5b-full, 0.3b-full, tiny), or one of the other
+benches, whose projector and decoder are then trained whole, with Adafactor.
 """
 
 import argparse
