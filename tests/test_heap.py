@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: a block that is allocated again is not faulted in again."""
+"""Freed memory stays with the process: a block that is allocated again is not faulted in again; few looks for cycles."""
 
 import ctypes
 import resource
@@ -39,6 +39,12 @@ def test_freed_memory_is_used_again():
     pages = 3 * (64 << 20) // resource.getpagesize()
     assert _faults("default") > pages / 1024  # huge pages, at the most
     assert _faults("keep") < pages / 1024
+
+
+def test_cycles_are_looked_for_seldom():
+    program = "import gc; from vila_jax.heap import collect_seldom; collect_seldom(); print(*gc.get_threshold())"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["50000", "10", "10"]
 
 
 def test_elsewhere_it_does_nothing(monkeypatch):

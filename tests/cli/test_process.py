@@ -27,6 +27,17 @@ def test_help_does_not_wait_for_jax():
     assert "exit codes:" in done.stdout
 
 
+def test_the_installed_command_settles_the_process_and_ends_with_the_code():
+    """The collector is frozen at the end, which exit handlers of the process see; a wrong word is an exit code."""
+    program = (
+        "import atexit, gc, sys; from vila_jax.cli.main import entry; sys.argv[1:] = ['nonsense']; "
+        "atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 1000)); entry()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.split()) == (2, ["50000", "True"])
+    assert "nonsense" in done.stderr
+
+
 def test_asking_prints_one_object_and_imports_no_other_framework(llava, photo, tmp_path):
     check = "sys.exit(code or 100 * any(name in sys.modules for name in ('torch', 'tensorflow')))"
     arguments = ("ask", llava, "--image", photo, "--prompt", "hello", "--max-new-tokens", "3", "--json")

@@ -1,14 +1,16 @@
 """`vila-jax`: finds the command, runs it, and turns whatever goes wrong into one message and an exit code."""
 
 import argparse
+import gc
 import os
 import sys
 import warnings
 from types import ModuleType
+from typing import NoReturn
 
 import vila_jax
 from vila_jax.cli import ask, bench, chat, convert, demo, doctor, exits, inspect, prune, terminal, tokens, warmup
-from vila_jax.heap import keep_freed_memory
+from vila_jax.heap import collect_seldom, keep_freed_memory
 
 COMMANDS: dict[str, ModuleType] = {
     "demo": demo,
@@ -39,10 +41,18 @@ environment:
 """
 
 
+def entry() -> NoReturn:
+    """What `vila-jax` starts: `main`, with what is settled for a whole process."""
+    keep_freed_memory()
+    collect_seldom()
+    code = main()
+    gc.freeze()  # or Python would look for cycles among all that is there before it ends
+    sys.exit(code)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code; `argv` is without the name of the program."""
     terminal.forgive_encoding()
-    keep_freed_memory()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = terminal.show_warning
@@ -104,4 +114,4 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

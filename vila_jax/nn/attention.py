@@ -151,8 +151,8 @@ def width_with_bias(width: int) -> int:
 
 
 def causal_block(queries: int) -> int:
-    """Queries of a block of causal attention in which XLA holds the scores: a quarter, in multiples of 64."""
-    return max(_MIN_BLOCK, -(-queries // (4 * 64)) * 64)
+    """Queries of a block of causal attention in which XLA holds the scores: a third, in multiples of 64."""
+    return max(_MIN_BLOCK, -(-queries // (3 * 64)) * 64)
 
 
 def _is_square(q: Float[Array, "B T N H"], k: Float[Array, "*rows K S H"]) -> bool:
@@ -170,8 +170,9 @@ def _causal_blocks(
 ) -> Float[Array, "B T N H"]:
     """Causal attention in blocks of queries, so that a block's scores stay in the cache of the processor.
 
-    Without an offset queries and keys are the same tokens, and each block reads only the keys before its end: four
-    blocks leave out three eighths of the products and of the softmax.
+    Without an offset queries and keys are the same tokens, and each block reads only the keys before its end: three
+    blocks leave out a third of the products and of the softmax. More leave out little more, and each block is four
+    programs of XLA's library, which plans every one when it first runs (`docs/performance.md`).
     """
     queries, blocks = q.shape[1], []
     size = causal_block(queries)
