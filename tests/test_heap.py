@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: a block that is allocated again is not faulted in again; few looks for cycles."""
+"""Freed memory stays with the process: a block that is allocated again is not faulted in again. Cycles wait."""
 
 import ctypes
 import resource

@@ -5,8 +5,8 @@ they are freed, so that every call faults all of its pages in again. In a virtua
 two thirds of the CPU time of training; the first steps with such settings (by environment variables of glibc) took
 0.6 s instead of 1.6 s, later ones more again. Inference on a CPU was not made faster.
 
-Python looks for cycles of references after every 700 new objects, and from time to time, and at its end, through all that
-there are. Importing and tracing make millions, nearly all to stay: of a start of 5.7 s on 2 cores that was 0.9 s.
+Python looks for cycles of references after every 700 new objects, and from time to time, and at its end, through all
+that there are. Importing and tracing make millions, nearly all to stay: of a start of 5.7 s on 2 cores that was 0.9 s.
 """
 
 import ctypes
