@@ -137,5 +137,5 @@ def test_the_plan_takes_the_hungrier_of_the_two():
 
 def test_flash_attention_saves_the_scores():
     sizes = [memory.decoder_working_bytes(SMALL.decoder, 2, 4000, 2, flash) for flash in (False, True)]
-    block = 2 * 16 * 1024 * 4000 * 4  # the scores of 1,024 queries, a quarter of them
+    block = 2 * 16 * 1344 * 2688 * 4  # the scores of the second third of the queries
     assert sizes[0] > 2 * block > block > sizes[1]

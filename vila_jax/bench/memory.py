@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import types
 from collections.abc import Mapping, Sequence
 
 from vila_jax.hf.load import weight_shapes
-from vila_jax.nn.attention import causal_block
+from vila_jax.nn.attention import causal_blocks
 from vila_jax.nn.config import DecoderConfig, VLMConfig
 from vila_jax.quantize.spec import Quantization
 from vila_jax.quantize.structure import entry_bytes, stored_bytes
@@ -136,7 +137,11 @@ def decoder_working_bytes(config: DecoderConfig, batch: int, tokens: int, itemsi
     residual = 2 * rows * config.hidden_size * itemsize
     mlp = rows * 3 * config.intermediate_size * itemsize
     projections = rows * (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim * itemsize
-    # A block's weights, and the scores of this and the next, which XLA may compute meanwhile.
-    block = batch * config.num_heads * causal_block(tokens) * tokens
-    scores = 0 if flash else block * (2 * FLOAT32 + itemsize)
+    scores = 0 if flash else batch * config.num_heads * _score_bytes(tokens, itemsize)
     return residual + max(mlp, projections + scores)
+
+
+def _score_bytes(tokens: int, itemsize: int) -> int:
+    """Of a head: a block's weights, and the scores of this and its neighbour, which XLA may compute meanwhile."""
+    sizes = [(end - start) * end for start, end in causal_blocks(tokens)]
+    return max(max(pair) * itemsize + sum(pair) * FLOAT32 for pair in itertools.pairwise([0, *sizes]))

@@ -80,7 +80,7 @@ def attention(
             implementation="cudnn",
         )
     if causal and segments is None and q.shape[1] >= 2 * _MIN_BLOCK and (offset is not None or _is_square(q, k)):
-        return _causal_blocks(q, k, v, lengths, offset, window)
+        return _attention_in_blocks(q, k, v, lengths, offset, window)
     visible = _visible(
         q.shape[1], k.shape[-2], causal=causal, lengths=lengths, offset=offset, window=window, segments=segments
     )
@@ -150,9 +150,13 @@ def width_with_bias(width: int) -> int:
     return -(-(width + 2) // 8) * 8
 
 
-def causal_block(queries: int) -> int:
-    """Queries of a block of causal attention in which XLA holds the scores: a third, in multiples of 64."""
-    return max(_MIN_BLOCK, -(-queries // (3 * 64)) * 64)
+def causal_blocks(queries: int) -> list[tuple[int, int]]:
+    """Where the blocks of queries begin and end, in which XLA holds the scores of causal attention.
+
+    A third of the queries each, in multiples of 64.
+    """
+    size = max(_MIN_BLOCK, -(-queries // (3 * 64)) * 64)
+    return [(start, min(queries, start + size)) for start in range(0, queries, size)]
 
 
 def _is_square(q: Float[Array, "B T N H"], k: Float[Array, "*rows K S H"]) -> bool:
@@ -160,7 +164,7 @@ def _is_square(q: Float[Array, "B T N H"], k: Float[Array, "*rows K S H"]) -> bo
     return k.ndim == 4 and q.shape[1] == k.shape[2]
 
 
-def _causal_blocks(
+def _attention_in_blocks(
     q: Float[Array, "B T N H"],
     k: Float[Array, "*rows K S H"],
     v: Float[Array, "*rows K S H"],
@@ -174,10 +178,8 @@ def _causal_blocks(
     blocks leave out a third of the products and of the softmax. More leave out little more, and each block is four
     programs of XLA's library, which plans every one when it first runs (`docs/performance.md`).
     """
-    queries, blocks = q.shape[1], []
-    size = causal_block(queries)
-    for start in range(0, queries, size):
-        end = min(queries, start + size)
+    blocks = []
+    for start, end in causal_blocks(q.shape[1]):
         first, stop = 0, k.shape[-2]
         if offset is None:
             first, stop = 0 if window is None else max(0, start - window + 1), end
