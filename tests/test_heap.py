@@ -1,6 +1,7 @@
 """Freed memory stays with the process: a block that is allocated again is not faulted in again. Cycles wait."""
 
 import ctypes
+import gc
 import resource
 import subprocess
 import sys
@@ -42,9 +43,9 @@ def test_freed_memory_is_used_again():
 
 
 def test_cycles_are_looked_for_seldom():
-    program = "import gc; from vila_jax.heap import collect_seldom; collect_seldom(); print(*gc.get_threshold())"
+    program = "import gc; from vila_jax.heap import collect_seldom; collect_seldom(); print(gc.get_threshold()[0])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["50000", "10", "10"]
+    assert int(run.stdout) == 50_000 > gc.get_threshold()[0]  # those of Python, here
 
 
 def test_elsewhere_it_does_nothing(monkeypatch):
