@@ -19,7 +19,7 @@ from vila_jax.dist.rules import ShardingRules
 from vila_jax.encoder import Encoder, Messages, is_single
 from vila_jax.errors import PromptError
 from vila_jax.hf.checkpoint import Checkpoint, open_checkpoint
-from vila_jax.hf.load import OnTensor, WeightPlan, plan_weights
+from vila_jax.hf.load import OnTensor, WeightPlan, default_dtype, plan_weights
 from vila_jax.infer.answers import Answers, Generation, Row
 from vila_jax.infer.engine import Engine, OnCompile
 from vila_jax.infer.fuse import check_one_device, fuse_products
@@ -314,11 +314,6 @@ def parse_budget(budget: BudgetLike, checkpoint: Checkpoint) -> Budget | None:
     return parsed
 
 
-def default_dtype() -> DTypeLike:
-    """bfloat16 on accelerators, float32 on CPUs, which decode faster with it (`docs/performance.md`)."""
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-
-
 def from_pretrained(  # noqa: PLR0913 - the front door: all but the first are by name
     path_or_hub_id: str | os.PathLike[str],
     *,
@@ -335,6 +330,7 @@ def from_pretrained(  # noqa: PLR0913 - the front door: all but the first are by
     quantize: Quantization | str | None = None,
     fuse: bool = False,
     wait: bool = True,
+    mmap: bool = False,
 ) -> Model:
     """Loads a model from a folder or the Hugging Face Hub.
 
@@ -354,6 +350,8 @@ def from_pretrained(  # noqa: PLR0913 - the front door: all but the first are by
       fuse: whether products of one input become one, see `vila_jax.infer.fuse`; on one device alone.
       wait: False returns while threads still read the weights, so that requests can be prepared and compiled
         (`Answers.compile`); what runs first waits for them, as does `Model.wait`. With `fuse` they are waited for.
+      mmap: whether weights on a CPU may stay in the pages of their files, see `vila_jax.hf.pages`: nothing is copied
+        then, and nobody may write into those files meanwhile.
 
     Raises:
       QuantizationError: it cannot be parsed, or makes the model slower on this device.
@@ -370,7 +368,7 @@ def from_pretrained(  # noqa: PLR0913 - the front door: all but the first are by
     written = make_style(checkpoint, form.tokenizer, str(path_or_hub_id), style)
     preprocessor = make_preprocessor(checkpoint)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
-    plan = plan_weights(checkpoint, dtype=dtype, mesh=mesh, rules=rules, quantization=quantization)
+    plan = plan_weights(checkpoint, dtype=dtype, mesh=mesh, rules=rules, quantization=quantization, mmap=mmap)
     engine = _start_engine(
         checkpoint,
         plan,

@@ -24,7 +24,7 @@ def test_it_writes_shards_that_load(tmp_path, config, part):
     assert len(list((folder / part).glob("model-*-of-00003.safetensors"))) == 3
     load_state(open_checkpoint(folder), dtype="bfloat16")  # complete, and of the right shapes
     once = loading.load_once(folder, "bfloat16")
-    assert once.seconds > 0
+    assert once.seconds > 0 and loading.load_once(folder, "bfloat16", mmap=True).seconds > 0
     assert loading.plain_read(folder) > 0 and loading.read_once(folder).seconds > 0
 
 

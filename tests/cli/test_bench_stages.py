@@ -122,7 +122,8 @@ def test_load(vila_jax_cli):
     code, text, err = vila_jax_cli("bench", "load", "tiny", "--repeats", "1", "--json", "-")
     assert (code, err) == (0, "")
     [row] = json.loads(text)["rows"]
-    assert row["times"].keys() == {"load", "plain_read", "kept_read"} and row["facts"]["peak_bytes"] > 0
+    assert row["times"].keys() == {"load", "mapped_load", "plain_read", "kept_read"}
+    assert row["facts"]["peak_bytes"] > 0 and 0 <= row["facts"]["mapped"] <= 1
     for read in ("plain_read", "kept_read"):
         fraction = row["times"][read]["median"] / row["times"]["load"]["median"]
         assert row["facts"][f"of_{read}"] == pytest.approx(fraction)

@@ -3,8 +3,9 @@
 Every load happens in a process of its own, since memory that was once used cannot be measured again in the same one. A
 read of the files into memory of their size does, too, since its memory is fresh there as well:
 
-    python -m vila_jax.bench.loading FOLDER DTYPE    # loads once, and prints what it took
-    python -m vila_jax.bench.loading FOLDER          # reads once
+    python -m vila_jax.bench.loading FOLDER DTYPE         # loads once, and prints what it took
+    python -m vila_jax.bench.loading FOLDER DTYPE mmap    # loads once, leaving weights in the pages of their files
+    python -m vila_jax.bench.loading FOLDER               # reads once
 """
 
 import dataclasses
@@ -13,12 +14,12 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
-import safetensors.numpy
+from etils import epath
 
 from vila_jax.bench.memory import parameter_shapes
 from vila_jax.bench.results import Row
@@ -26,6 +27,7 @@ from vila_jax.bench.timing import interleaved
 from vila_jax.errors import VilaError
 from vila_jax.hf.config import parse_config
 from vila_jax.hf.keys import key_table
+from vila_jax.hf.out_tensor import OutTensor, write_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +72,15 @@ def _write_shards(folder: pathlib.Path, shapes: dict[str, tuple[int, ...]], coun
         sizes[least] += int(np.prod(shapes[name]))
     for number, names in enumerate(groups, start=1):
         file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-        tensors = {name: _noise(rng, shapes[name]) for name in names}
-        safetensors.numpy.save_file(tensors, folder / file)
+        tensors = [OutTensor(name, "BF16", shapes[name], read=_noise(rng, shapes[name])) for name in names]
+        write_file(epath.Path(folder / file), tensors, lambda tensor: None)
         weight_map |= dict.fromkeys(names, file)
     if count > 1:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return (rng.standard_normal(shape, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
+def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
+    return lambda: rng.standard_normal(shape, np.float32) * 0.02
 
 
 def plain_read(folder: pathlib.Path, *, keep: bool = False) -> float:
@@ -119,7 +121,7 @@ def measure_load(name: str, folder: pathlib.Path, dtype: str, repeats: int) -> R
     def load() -> dict[str, float]:
         once = apart(dtype)
         peaks.append(once.peak)
-        return {"load": once.seconds}
+        return {"load": once.seconds, "mapped_load": apart(dtype, "mmap").seconds}
 
     def read() -> dict[str, float]:
         return {"plain_read": plain_read(folder), "kept_read": apart().seconds}
@@ -133,20 +135,31 @@ def measure_load(name: str, folder: pathlib.Path, dtype: str, repeats: int) -> R
         "bytes_per_second": sum(files) / loaded,
         "of_plain_read": times["plain_read"].median / loaded,
         "of_kept_read": times["kept_read"].median / loaded,
+        "mapped_of_plain_read": times["plain_read"].median / times["mapped_load"].median,
+        "mapped": _mapped(folder, dtype),
         "peak_bytes": max(peaks),
     }
     return Row("load", {"model": name, "dtype": dtype}, times, facts)
 
 
-def load_once(folder: pathlib.Path, dtype: str) -> Load:
-    """Loads in this process."""
+def _mapped(folder: pathlib.Path, dtype: str) -> float:
+    """The part of all bytes that can stay in the pages of their files."""
+    from vila_jax.hf.checkpoint import open_checkpoint
+
+    shards = open_checkpoint(folder).shards.values()
+    sizes = [(info.nbytes, shard.in_place(name, dtype)) for shard in shards for name, info in shard.tensors.items()]
+    return sum(nbytes for nbytes, found in sizes if found is not None) / sum(nbytes for nbytes, _ in sizes)
+
+
+def load_once(folder: pathlib.Path, dtype: str, *, mmap: bool = False) -> Load:
+    """Loads in this process; `mmap` as in `vila_jax.from_pretrained`."""
     from vila_jax.hf.checkpoint import open_checkpoint
     from vila_jax.hf.load import load_state
 
     jax.block_until_ready(jax.device_put(np.zeros(1)))  # the backend is up
     before = _resident("VmRSS")
     start = time.perf_counter()
-    _, state = load_state(open_checkpoint(folder), dtype=dtype)
+    _, state = load_state(open_checkpoint(folder), dtype=dtype, mmap=mmap)
     jax.block_until_ready(jax.tree.leaves(state))
     return Load(time.perf_counter() - start, _resident("VmHWM") - before)
 
@@ -164,5 +177,6 @@ def read_once(folder: pathlib.Path) -> Load:
 
 
 if __name__ == "__main__":
-    read_from = pathlib.Path(sys.argv[1])
-    print(json.dumps(dataclasses.asdict(load_once(read_from, sys.argv[2]) if sys.argv[2:] else read_once(read_from))))
+    read_from, options = pathlib.Path(sys.argv[1]), sys.argv[2:]
+    found = load_once(read_from, options[0], mmap="mmap" in options) if options else read_once(read_from)
+    print(json.dumps(dataclasses.asdict(found)))

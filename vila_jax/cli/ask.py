@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     enable_compile_cache()
     start = time.perf_counter()
     with Progress(enabled=not args.json) as progress:
-        model = load_model(args, progress, budget=args.budget, style=args.style, wait=False)
+        model = load_model(args, progress, budget=args.budget, style=args.style, wait=False, mmap=True)
         answers = _asked(model, args, images)
         answers.compile()
         model.wait()

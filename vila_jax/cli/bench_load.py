@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from vila_jax.bench.presets import PRESETS, preset_json
     from vila_jax.bench.results import Results, settings
     from vila_jax.hf.checkpoint import open_checkpoint
-    from vila_jax.model import default_dtype
+    from vila_jax.hf.load import default_dtype
 
     measuring.check_places(args)
     with Progress(enabled=args.json != "-") as progress, tempfile.TemporaryDirectory() as temporary:

@@ -41,6 +41,8 @@ FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "of_bandwidth": ("of bytes/s", _percent),
     "of_plain_read": ("of plain read", _percent),
     "of_kept_read": ("of kept read", _percent),
+    "mapped_of_plain_read": ("mapped, of plain read", _percent),
+    "mapped": ("mapped", _percent),
     "tokens_per_second": ("tokens/s", units.number),
     "tokens_per_second_of_wall": ("tokens/s of wall", units.number),
     "decode_tokens_per_second": ("decode tokens/s", units.number),

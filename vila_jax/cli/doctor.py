@@ -69,7 +69,7 @@ def _choices() -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from vila_jax.model import default_dtype
+    from vila_jax.hf.load import default_dtype
     from vila_jax.nn.attention import choose_implementation
 
     backend, dtype = jax.default_backend(), jnp.dtype(default_dtype())

@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
 
     from vila_jax.bench.memory import kv_bytes_per_token
     from vila_jax.cli import description
-    from vila_jax.model import default_dtype, parse_budget
+    from vila_jax.hf.load import default_dtype
+    from vila_jax.model import parse_budget
     from vila_jax.quantize.spec import parse
 
     checkpoint, problem = _open(args.model, args.revision, args.era)

@@ -126,7 +126,7 @@ def load_subject(args: argparse.Namespace, progress: Progress) -> "Subject":
     from vila_jax.bench.subject import model_subject, preset_subject
     from vila_jax.cli.cache import enable_compile_cache
     from vila_jax.cli.loading import load_model
-    from vila_jax.model import default_dtype
+    from vila_jax.hf.load import default_dtype
     from vila_jax.quantize.spec import parse
 
     enable_compile_cache()

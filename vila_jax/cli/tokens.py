@@ -125,9 +125,8 @@ def load_tower(checkpoint: "Checkpoint", dtype: str | None, progress: Progress) 
     """An engine that can select tokens and nothing else: the decoder's layers, most of a model, are left out."""
     import jax.numpy as jnp
 
-    from vila_jax.hf.load import load_state
+    from vila_jax.hf.load import default_dtype, load_state
     from vila_jax.infer.engine import Engine
-    from vila_jax.model import default_dtype
 
     config = checkpoint.config
     decoder = dataclasses.replace(config.vlm.decoder, num_layers=0, sliding_windows=())

@@ -1,7 +1,8 @@
 """Weights of a checkpoint into a model's state: planned and checked as a whole first, then read one tensor at a time.
 
 Each tensor travels file -> host buffer -> its place on the devices, while threads read the next few. Beyond the
-parameters themselves, host memory holds no more than these.
+parameters themselves, host memory holds no more than these. On CPUs the pages of the file may be that place, if that is
+asked for: then nothing is copied.
 """
 
 import collections
@@ -15,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -81,6 +83,16 @@ class Source:
         read = self.shard.read(self.name, (slice(None),) * self.unit_axes + index if index else None, dtype)
         return read.reshape(read.shape[self.unit_axes :])
 
+    def in_place(self, dtype: DTypeLike) -> np.ndarray | None:
+        """The weight as it lies in the pages of its file; None where it has to be read. See `Shard.in_place`."""
+        found = None if self.resize is not None else self.shard.in_place(self.name, dtype)
+        return None if found is None else found.reshape(self.shape)
+
+
+def default_dtype() -> DTypeLike:
+    """bfloat16 on accelerators, float32 on CPUs, which decode faster with it (`docs/performance.md`)."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
 
 def abstract_model(
     config: VLMConfig, dtype: DTypeLike, quantization: Quantization | None = None
@@ -126,6 +138,7 @@ def plan_weights(
     rules: ShardingRules | None = None,
     in_float32: Callable[[str], bool] | None = None,
     quantization: Quantization | None = None,
+    mmap: bool = False,
 ) -> "WeightPlan":
     """Finds all weights of a checkpoint, and decides what becomes of them; reads none.
 
@@ -135,6 +148,8 @@ def plan_weights(
       quantization: of which weights fewer bits are kept; each is rounded, on the device, from what is stored before the
         next one is read.
       mesh: places the weights by `rules`; without it they go to the default device.
+      mmap: leaves weights of the wanted dtype where they are, in the pages of their files (`vila_jax.hf.pages`), if the
+        default device is a CPU, and there is no mesh. The files must not be written into as long as the weights live.
 
     Raises:
       CheckpointError: tensors are missing, unexpected, mis-shaped or of an unsupported dtype.
@@ -149,8 +164,9 @@ def plan_weights(
     def target(name: str) -> _Target:
         wanted = np.float32 if in_float32 is not None and in_float32(name) else dtype
         own = sources[name].dtype if name in rounded else np.dtype(wanted)
-        return _Target(sources[name], shapes[name], own, shardings[name], name in rounded)
+        return _Target(sources[name], shapes[name], own, shardings[name], name in rounded, in_place)
 
+    in_place = mmap and mesh is None and jax.default_backend() == "cpu"
     targets = {name: target(name) for name in shapes if name in stored}
     return WeightPlan(graphdef, _placed(state, targets, shardings), targets, shardings, quantization)
 
@@ -235,13 +251,14 @@ def _shardings(
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """A weight on its devices; `rounded`, once it is there, to fewer bits."""
+    """A weight on its devices; `rounded`, once it is there, to fewer bits; `in_place`, if that can be."""
 
     source: Source
     shape: tuple[int, ...]
     dtype: np.dtype
     sharding: NamedSharding | None
     rounded: bool
+    in_place: bool
 
     @property
     def parts(self) -> list[Part]:
@@ -251,8 +268,10 @@ class _Target:
         return list(map(_part, self.sharding.addressable_devices_indices_map(self.shape).values()))
 
     def read(self, part: Part) -> np.ndarray:
-        """A part of it, in memory of its own."""
-        return self.source.read(tuple(slice(start, stop) for start, stop in part), self.dtype)
+        """A part of it, in memory of its own or, `in_place`, in that of the file."""
+        found = self.source.in_place(self.dtype) if self.in_place else None
+        index = tuple(slice(start, stop) for start, stop in part)
+        return self.source.read(index, self.dtype) if found is None else found
 
     def place(self, parts: dict[Part, Future[np.ndarray]]) -> jax.Array:
         """The weight, of parts that threads have read, or are reading."""

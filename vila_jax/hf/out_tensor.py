@@ -16,12 +16,14 @@ from numpy.typing import DTypeLike
 
 from vila_jax.errors import CheckpointError
 from vila_jax.hf.files import INDEX, SINGLE
+from vila_jax.hf.pages import ALIGNMENT
 from vila_jax.hf.safetensors import DTYPES, Shard, TensorInfo
 
 CODES = {dtype.name: code for code, dtype in DTYPES.items()}
 """NumPy's name of a dtype -> that of safetensors."""
 
 _PIECE = 16 * 2**20
+_LENGTH = 8  # bytes in front of the header, which tell its length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,13 @@ class Composed(Shard):
         part = values[index] if index else values
         return np.ascontiguousarray(part if dtype is None else part.astype(dtype, copy=False))
 
+    def in_place(self, name: str, dtype: DTypeLike) -> np.ndarray | None:
+        """See `Shard.in_place`."""
+        source = self.sources[name]
+        if source.read is not None or source.shard is None:
+            return None
+        return source.shard.in_place(source.source_name, dtype)
+
 
 def plan_files(tensors: Iterable[OutTensor], max_bytes: int) -> dict[str, list[OutTensor]]:
     """Which file holds which tensors, in their order: one file, or numbered ones of at most `max_bytes`.
@@ -178,8 +187,12 @@ def json_bytes(value: dict) -> bytes:
 
 
 def write_file(path: epath.Path, tensors: Iterable[OutTensor], on_tensor: Callable[[OutTensor], None]) -> None:
-    """Writes one safetensors file; `on_tensor` is called after each tensor."""
-    tensors = sorted(tensors, key=lambda tensor: -tensor.itemsize)  # so that each is aligned to its dtype
+    """Writes one safetensors file; `on_tensor` is called after each tensor.
+
+    Tensors begin at multiples of `ALIGNMENT`, so that they can be used where they lie. The format has no gaps: those
+    whose size is no multiple come last, each still aligned to its dtype.
+    """
+    tensors = sorted(tensors, key=lambda tensor: (tensor.nbytes % ALIGNMENT > 0, -tensor.itemsize))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for tensor in tensors:
@@ -187,9 +200,9 @@ def write_file(path: epath.Path, tensors: Iterable[OutTensor], on_tensor: Callab
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
         position += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(_LENGTH + len(text)) % ALIGNMENT)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(len(text).to_bytes(_LENGTH, "little") + text)
         for tensor in tensors:
             for piece in tensor.pieces():
                 file.write(piece)

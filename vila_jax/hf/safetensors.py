@@ -1,7 +1,7 @@
 """Reading of safetensors files, header first, then one tensor or one slice of it at a time.
 
-Why not the `safetensors` library: its NumPy reader knows no bfloat16, it reads local files only, and it maps the whole
-file, so that every page read stays in the process until the file is closed. `vila_jax.hf.out_tensor` writes them.
+Why not the `safetensors` library: its NumPy reader knows no bfloat16, it reads local files only, and it copies what it
+could leave in the pages of the file. `vila_jax.hf.out_tensor` writes them.
 
     | 8 bytes: N, little endian | N bytes of JSON: name -> dtype, shape, data_offsets | tensors, no gaps |
 
@@ -9,6 +9,7 @@ Format: https://huggingface.co/docs/safetensors (its limits on the header are th
 """
 
 import dataclasses
+import functools
 import json
 import math
 from typing import Any, BinaryIO
@@ -19,10 +20,10 @@ from etils import epath
 from numpy.typing import DTypeLike
 
 from vila_jax.errors import CheckpointError
+from vila_jax.hf.pages import ALIGNMENT, Pages
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _MAX_HEADER = 100_000_000
-_ALIGNMENT = 64  # bytes
 _PIECE = 2**19  # numbers
 _DAMAGED = "Download or export the file again."
 
@@ -70,6 +71,24 @@ class Shard:
         # A copy of a part, so that the rows around it can be freed.
         return buffer if not index else np.ascontiguousarray(buffer[(slice(None), *index[1:])])
 
+    def in_place(self, name: str, dtype: DTypeLike) -> np.ndarray | None:
+        """A tensor as it lies in the pages of its file, for reading alone; see `vila_jax.hf.pages`.
+
+        None where that cannot be had: it is of another dtype, or does not begin at a multiple of `ALIGNMENT`, which
+        files that this package has written keep to, and others by chance.
+
+        Raises:
+          CheckpointError: the file has shrunk since its header was read, or cannot be read.
+        """
+        info, stored = self.tensors[name], self.numpy_dtype(name)
+        if stored != np.dtype(dtype) or info.start % ALIGNMENT or not info.nbytes or self._pages is None:
+            return None
+        return self._pages.read(info.start, info.stop).view(stored).reshape(info.shape)
+
+    @functools.cached_property
+    def _pages(self) -> Pages | None:
+        return Pages.of(self.path)
+
     def numpy_dtype(self, name: str) -> np.dtype:
         """The tensor's dtype.
 
@@ -89,8 +108,8 @@ class Shard:
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """As `np.empty`, at an address that XLA's CPU backend takes over as it is, where it would copy any other."""
     size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
