@@ -60,6 +60,39 @@ def test_all_is_compiled_before_any_weight_is_there(model, written, held_back, b
     assert result.token_ids == expected.token_ids and result.usage == expected.usage
 
 
+@pytest.mark.parametrize("image_cache", [0, 2**24])
+@pytest.mark.parametrize("axes", [None, {"data": 4, "tensor": 2}], ids=str)
+def test_threads_compile_what_the_iteration_waits_for(model, written, axes, image_cache):
+    compiled: list[str] = []
+    mesh, options = None if axes is None else make_mesh(axes), {"wait": False, "on_compile": compiled.append}
+    early = vila_jax.from_pretrained(written.folder, dtype="float32", mesh=mesh, image_cache=image_cache, **options)
+    answers = early.answers(PROMPT, [WIDE], **OPTIONS)
+    answers.compile(wait=False)
+    for _ in answers:
+        pass
+    [result], expected = answers.results(), model.generate(PROMPT, [WIDE], **OPTIONS)
+    assert result.token_ids == expected.token_ids and result.usage == expected.usage
+    apart = ["tiles apart"] * (image_cache > 0)
+    assert compiled == ["vision tower", *apart, "visual tokens", "prefill", "decode"]
+
+
+def test_what_threads_cannot_compile_is_said_by_the_iteration(written, monkeypatch):
+    def broken(*args, **options):
+        raise ValueError("no such program")
+
+    early = vila_jax.from_pretrained(written.folder, dtype="float32")
+    monkeypatch.setattr("vila_jax.infer.phases.decode_chunk", broken)
+    answers = early.answers(PROMPT, [WIDE], **OPTIONS)
+    answers.compile(wait=False)
+    with pytest.raises(ValueError, match="no such program"):
+        for _ in answers:
+            pass
+    with pytest.raises(ValueError, match="no such program"):
+        early.answers(PROMPT, [WIDE], **OPTIONS).compile()
+    monkeypatch.undo()
+    assert len(early.generate(PROMPT, [WIDE], **OPTIONS).token_ids) == OPTIONS["max_new_tokens"]
+
+
 def test_the_plan_tells_the_shapes_of_what_is_read(written):
     for options in ({}, {"dtype": "bfloat16"}, {"quantize": "int8,force"}):
         programs = vila_jax.from_pretrained(written.folder, **options).engine.phases.programs

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     with Progress(enabled=not args.json) as progress:
         model = load_model(args, progress, budget=args.budget, style=args.style, wait=False, mmap=True)
         answers = _asked(model, args, images)
-        answers.compile()
+        answers.compile(wait=False)
         model.wait()
         loaded = time.perf_counter()
         result = _answer(answers, args, progress)

@@ -164,7 +164,9 @@ def plan_weights(
     def target(name: str) -> _Target:
         wanted = np.float32 if in_float32 is not None and in_float32(name) else dtype
         own = sources[name].dtype if name in rounded else np.dtype(wanted)
-        return _Target(sources[name], shapes[name], own, shardings[name], name in rounded, in_place)
+        return _Target(
+            sources[name], shapes[name], own, shardings[name], name in rounded, in_place and name not in rounded
+        )
 
     in_place = mmap and mesh is None and jax.default_backend() == "cpu"
     targets = {name: target(name) for name in shapes if name in stored}
@@ -205,10 +207,35 @@ class WeightPlan:
         Args:
           on_tensor: called after each tensor, for progress; what it raises ends the reading.
         """
-        total, done, previous = sum(own.source.nbytes for own in self.targets.values()), 0, None
+        done, total = 0, sum(own.source.nbytes for own in self.targets.values())
+
+        def progress(own: _Target) -> None:
+            nonlocal done
+            done += own.source.nbytes
+            if on_tensor is not None:
+                on_tensor(own.source.name, done, total)
+
+        loaded = self._use_in_place(progress)
+        loaded |= self._read({name: own for name, own in self.targets.items() if name not in loaded}, progress)
+        flat = nnx.to_flat_state(self.shapes)
+        return nnx.from_flat_state([(path, leaf.replace(loaded[dotted(path)])) for path, leaf in flat])
+
+    def _use_in_place(self, progress: Callable[["_Target"], None]) -> dict[str, jax.Array]:
+        """The weights that stay in the pages of their files. Few calls: each may wait for Python's lock."""
+        found: dict[str, np.ndarray] = {}
+        for name, own in self.targets.items():
+            array = own.source.in_place(own.dtype) if own.in_place else None
+            if array is not None:
+                found[name] = array
+                progress(own)
+        return dict(zip(found, jax.device_put(list(found.values())), strict=True))
+
+    def _read(self, targets: Mapping[str, "_Target"], progress: Callable[["_Target"], None]) -> dict[str, jax.Array]:
+        """Weights that are copied, while threads read those that come next."""
         loaded: dict[str, jax.Array] = {}
-        with contextlib.closing(_read_ahead(self.targets.values())) as read:
-            for (name, own), parts in zip(self.targets.items(), read, strict=True):
+        previous = None
+        with contextlib.closing(_read_ahead(targets.values())) as read:
+            for (name, own), parts in zip(targets.items(), read, strict=True):
                 arrays = {name: own.place(parts)}
                 if self.quantization is not None and own.rounded:
                     arrays = quantized(name, arrays[name], self.quantization, self.shardings)
@@ -216,12 +243,9 @@ class WeightPlan:
                 jax.block_until_ready(previous)
                 previous = arrays
                 loaded |= arrays
-                done += own.source.nbytes
-                if on_tensor is not None:
-                    on_tensor(own.source.name, done, total)
+                progress(own)
         jax.block_until_ready(previous)
-        flat = nnx.to_flat_state(self.shapes)
-        return nnx.from_flat_state([(path, leaf.replace(loaded[dotted(path)])) for path, leaf in flat])
+        return loaded
 
     def start_reading(self, on_tensor: OnTensor | None = None) -> Future[nnx.State]:
         """`read` in a thread of its own, which ends with the main thread, read or not."""
@@ -251,7 +275,7 @@ def _shardings(
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """A weight on its devices; `rounded`, once it is there, to fewer bits; `in_place`, if that can be."""
+    """A weight on its devices; `rounded`, once it is there, to fewer bits, or left `in_place`, if that can be."""
 
     source: Source
     shape: tuple[int, ...]
@@ -268,10 +292,8 @@ class _Target:
         return list(map(_part, self.sharding.addressable_devices_indices_map(self.shape).values()))
 
     def read(self, part: Part) -> np.ndarray:
-        """A part of it, in memory of its own or, `in_place`, in that of the file."""
-        found = self.source.in_place(self.dtype) if self.in_place else None
-        index = tuple(slice(start, stop) for start, stop in part)
-        return self.source.read(index, self.dtype) if found is None else found
+        """A part of it, in memory of its own."""
+        return self.source.read(tuple(slice(start, stop) for start, stop in part), self.dtype)
 
     def place(self, parts: dict[Part, Future[np.ndarray]]) -> jax.Array:
         """The weight, of parts that threads have read, or are reading."""

@@ -24,6 +24,9 @@ from vila_jax.errors import CheckpointError
 ALIGNMENT = 64
 """Bytes. XLA's CPU backend takes over what begins at a multiple of them as it is, and copies the rest."""
 
+_PIECE = 2**29
+"""Bytes that are read at once: few calls, since whoever comes back from one may have to wait for Python's lock."""
+
 _POPULATE_READ = 22  # madvise(2), Linux 5.14: reads all pages now, and says what goes wrong
 
 
@@ -32,6 +35,7 @@ class Pages:
 
     def __init__(self, path: epath.Path, memory: mmap.mmap):
         self._path, self._bytes = path, np.frombuffer(memory, np.uint8)
+        self._pieces_there: set[int] = set()
 
     @classmethod
     def of(cls, path: epath.Path) -> "Pages | None":
@@ -51,16 +55,24 @@ class Pages:
         Raises:
           CheckpointError: the file has shrunk, or cannot be read.
         """
-        error = self._populate(start, stop) if stop <= len(self._bytes) else errno.EFAULT  # it has shrunk
-        if error:
-            what = f"file cannot be read from byte {start} to {stop} ({os.strerror(error)})"
-            raise CheckpointError(what, where=str(self._path), fix="Download or export the file again.")
+        if stop > len(self._bytes):
+            raise self._error(start, stop, errno.EFAULT)
+        for piece in range(start // _PIECE, -(-stop // _PIECE)):
+            if piece not in self._pieces_there:
+                first, last = piece * _PIECE, min((piece + 1) * _PIECE, len(self._bytes))
+                error = self._populate(first, last)
+                if error:
+                    raise self._error(first, last, error)
+                self._pieces_there.add(piece)
         return self._bytes[start:stop]
 
     def _populate(self, start: int, stop: int) -> int:
-        """Reads pages that are not in memory; 0, or the number of what went wrong."""
-        first = start // mmap.PAGESIZE * mmap.PAGESIZE
-        return _madvise()(self._bytes.ctypes.data + first, stop - first, _POPULATE_READ)
+        """Reads what is not in memory of the pages from byte `start` on; 0, or the number of what went wrong."""
+        return _madvise()(self._bytes.ctypes.data + start, stop - start, _POPULATE_READ)
+
+    def _error(self, start: int, stop: int, error: int) -> CheckpointError:
+        what = f"file cannot be read from byte {start} to {stop} ({os.strerror(error)})"
+        return CheckpointError(what, where=str(self._path), fix="Download or export the file again.")
 
 
 @functools.cache

@@ -35,7 +35,10 @@ class Usage:
 
 @dataclasses.dataclass(frozen=True)
 class Timings:
-    """Seconds of wall time; a batch shares them. `compile` happens once per shape and is apart from the others."""
+    """Seconds of wall time; a batch shares them. `compile` happens once per shape and is apart from the others.
+
+    It is the time in which programs were waited for. What they compute may go on meanwhile, if threads compile.
+    """
 
     preprocess: float
     compile: float
@@ -108,9 +111,14 @@ class Answers:
     def __init__(self, run: Run, rows: list[Row], preprocess: float):
         self._run, self._rows, self._preprocess = run, rows, preprocess
 
-    def compile(self) -> None:
-        """Compiles all programs ahead of the iteration: runs nothing, and waits for no weights."""
-        self._run.compile()
+    def compile(self, *, wait: bool = True) -> None:
+        """Compiles all programs ahead of the iteration: runs nothing, and waits for no weights.
+
+        Args:
+          wait: False leaves it to threads. The iteration may begin at once; it waits for each program when it needs it,
+            so that pictures are encoded while the decoder is still being compiled.
+        """
+        self._run.compile(wait=wait)
 
     def __iter__(self) -> Generator[list[str], None, None]:
         with contextlib.closing(self._run):

@@ -1,6 +1,7 @@
 """The phases of a request as calls, each a compiled program on the model's devices."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,12 @@ class Phases:
 
     def __init__(self, programs: Programs, config: DecoderConfig, cache_dtype: str, images: ImageCache):
         self.programs, self.images, self._config, self.cache_dtype = programs, images, config, cache_dtype
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator["Phases"]:
+        """Phases that compile what they are asked for, and run nothing; on leaving, all of it is compiled."""
+        with self.programs.rehearsal() as programs:
+            yield Phases(programs, self._config, self.cache_dtype, self.images)
 
     def visual_tokens(self, tiles: Tiles | None) -> VisualTokens | None:
         """The visual tokens of all pictures of a batch; None without pictures."""

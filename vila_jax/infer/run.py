@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ OnEnd = Callable[[Progress, Bool[Array, " V"] | None, list[list[int]]], None]
 
 @dataclasses.dataclass
 class Timings:
-    """Seconds of wall time. `compile` is not part of the others.
+    """Seconds of wall time; each belongs to one of them, and counts as `compile` while a program was waited for.
 
     Attributes:
       prefill: from laid-out arrays to the first token.
@@ -85,13 +86,27 @@ class Run:
     def __iter__(self) -> Iterator[Chunk]:
         return self._chunks
 
-    def compile(self) -> None:
-        """Compiles all programs of the batch ahead of it: runs nothing, and waits for no weights."""
-        with self._clock("prefill"), self._phases.programs.rehearsal():
-            _, progress = self._read()
+    def compile(self, *, wait: bool = True) -> None:
+        """Compiles all programs of the batch ahead of it: runs nothing, and waits for no weights.
+
+        Args:
+          wait: False leaves it to a thread; each step of the batch then waits for its own program alone.
+        """
+        if wait:
+            start = time.perf_counter()
+            self._rehearse()
+            self.timings.compile += time.perf_counter() - start
+        else:
+            thread = ThreadPoolExecutor(1, thread_name_prefix="rehearsal")
+            thread.submit(self._rehearse)  # what goes wrong there goes wrong again for whoever needs the program
+            thread.shutdown(wait=False)
+
+    def _rehearse(self) -> None:
+        with self._phases.rehearsal() as phases:
+            _, progress = self._read(phases)
             if max(self._limit) > 1:
                 arrays = self._stopped_rows(), self._sampler, self._ends, self._layout.schedule
-                self._phases.compile_decode(progress, *arrays)
+                phases.compile_decode(progress, *arrays)
 
     def close(self) -> None:
         """Gives the batch up, if it is not over."""
@@ -107,15 +122,15 @@ class Run:
     def _prefill(self) -> tuple[Progress, Bool[Array, " V"] | None]:
         """Where the rows stand behind their prompts, and which visual tokens are used."""
         with self._clock("prefill"):
-            visual, progress = jax.block_until_ready(self._read())
+            visual, progress = jax.block_until_ready(self._read(self._phases))
         self._before = None  # nothing here keeps its memory any longer
         self._settle_counts(np.asarray(progress.lengths)[: len(self.counts)])
         return progress, None if visual is None else visual.valid
 
-    def _read(self) -> tuple[VisualTokens | None, Progress]:
-        visual = self._phases.visual_tokens(self._layout.tiles)
+    def _read(self, phases: Phases) -> tuple[VisualTokens | None, Progress]:
+        visual = phases.visual_tokens(self._layout.tiles)
         arrays = visual, self._sampler, self._limit, self._ends, self._before
-        return visual, self._phases.prefill(self._layout, *arrays)
+        return visual, phases.prefill(self._layout, *arrays)
 
     def _steps(
         self, schedule: Schedule | SparseSchedule | None, progress: Progress | None, valid: Bool[Array, " V"] | None
