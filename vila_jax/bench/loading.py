@@ -25,6 +25,7 @@ from vila_jax.bench.memory import parameter_shapes
 from vila_jax.bench.results import Row
 from vila_jax.bench.timing import interleaved
 from vila_jax.errors import VilaError
+from vila_jax.heap import collect_seldom
 from vila_jax.hf.config import parse_config
 from vila_jax.hf.keys import key_table
 from vila_jax.hf.out_tensor import OutTensor, write_file
@@ -177,6 +178,7 @@ def read_once(folder: pathlib.Path) -> Load:
 
 
 if __name__ == "__main__":
+    collect_seldom()  # as the command line does
     read_from, options = pathlib.Path(sys.argv[1]), sys.argv[2:]
     found = load_once(read_from, options[0], mmap="mmap" in options) if options else read_once(read_from)
     print(json.dumps(dataclasses.asdict(found)))

@@ -105,7 +105,7 @@ def print_stream(pieces: Iterable[str], progress: Progress) -> None:
             progress.mute()
             sys.stdout.write(terminal.printable(piece))
             sys.stdout.flush()
-    print()
+    print(flush=True)  # before what is said of it
 
 
 def _summary(result: "Generation", load: float) -> dict[str, Any]:
