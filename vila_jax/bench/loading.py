@@ -144,12 +144,12 @@ def measure_load(name: str, folder: pathlib.Path, dtype: str, repeats: int) -> R
 
 
 def _mapped(folder: pathlib.Path, dtype: str) -> float:
-    """The part of all bytes that can stay in the pages of their files."""
+    """The part of the weights, in bytes, that can stay in the pages of their files."""
     from vila_jax.hf.checkpoint import open_checkpoint
+    from vila_jax.hf.load import plan_weights
 
-    shards = open_checkpoint(folder).shards.values()
-    sizes = [(info.nbytes, shard.in_place(name, dtype)) for shard in shards for name, info in shard.tensors.items()]
-    return sum(nbytes for nbytes, found in sizes if found is not None) / sum(nbytes for nbytes, _ in sizes)
+    sources = [target.source for target in plan_weights(open_checkpoint(folder), dtype=dtype).targets.values()]
+    return sum(own.nbytes for own in sources if own.in_place(dtype) is not None) / sum(own.nbytes for own in sources)
 
 
 def load_once(folder: pathlib.Path, dtype: str, *, mmap: bool = False) -> Load:
