@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -92,8 +93,10 @@ def test_peak_beyond_the_parameters(folder, dtype):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_float_weights_are_never_there_beside_the_quantised_ones(folder):
     command = [sys.executable, "-c", PROGRAM, folder, "float32", "int8"]
-    peak, parameters = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    # A heap for all threads: with one for each, what glibc keeps in them on a busy machine was up to 0.35 of the files.
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    peak, parameters = map(int, run.stdout.split())
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert parameters < 0.4 * stored
-    # Some are read ahead; on a busy machine, where what is freed is freed late, up to 0.35 was seen.
-    assert peak - parameters <= 0.5 * stored
+    assert peak - parameters <= 0.3 * stored
